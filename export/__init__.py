@@ -1,0 +1,1 @@
+"""From a checkpoint to what is deployed, and the proof that each step equals the one before."""

@@ -1,0 +1,204 @@
+"""From a checkpoint to a bundle that has proven itself."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lesionrt.export.graph import OPSET, export_graph, graph_metadata
+from lesionrt.export.ranges import product_ranges
+from lesionrt.export.reference import window_probabilities
+from lesionrt.runtime.backends import choose, open_backend
+from lesionrt.runtime.bundle import FORMAT, MANIFEST, REFERENCE, VERSION, load_bundle
+from lesionrt.runtime.errors import OutputError, ParityError
+from lesionrt.runtime.files import beside, sha256
+from lesionrt.runtime.parity import EXPORT_TOLERANCES, Reference, Tolerance, report_lines, save_reference
+from lesionrt.runtime.verify import EMULATED, compare_backend
+from lesionrt.train.checkpoint import Checkpoint
+from lesionrt.train.untrained import phantom_slices
+
+THRESHOLD = 0.5
+STACKS = (1, 2, 6)  # output slices
+PROOF_BACKEND = "cpu"
+
+Say = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    out: Path,
+    precisions: Sequence[str],
+    tolerances: dict[str, Tolerance] | None = None,
+    slices: np.ndarray | None = None,
+    force: bool = False,
+    say: Say = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Write a bundle, compare each graph with PyTorch, and keep the bundle only if all agree.
+
+    Parameters
+    ----------
+    checkpoint, checkpoint_sha256
+        What to export.
+    out
+        The bundle's folder.
+    precisions
+        Of :data:`lesionrt.export.graph.DTYPES`.
+    tolerances
+        By precision; None for :data:`lesionrt.runtime.parity.EXPORT_TOLERANCES`.
+    slices
+        Prepared slices (n, 1, H, W) of a real scan on which to look at the range of half-precision products;
+        None for a phantom's.
+    force
+        Replace an existing bundle.
+    say
+        Told what is going on.
+
+    Returns
+    -------
+    The parity rows that the manifest holds.
+
+    Raises
+    ------
+    ParityError
+        With the numbers, if a graph does not agree; there is then no bundle.
+    OutputError
+        If `out` exists or cannot be written.
+    UnavailableError
+        If ONNX Runtime is missing.
+    """
+    choose(PROOF_BACKEND)
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists already; give --force to replace it, or another folder")
+    tolerances = tolerances or EXPORT_TOLERANCES
+    partial = beside(out)
+    try:
+        try:
+            partial.mkdir(parents=True)
+            rows = _build(checkpoint, checkpoint_sha256, partial, precisions, tolerances, slices, say)
+            _replace(out, partial)
+        except OSError as error:
+            raise OutputError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return rows
+
+
+def _build(
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    folder: Path,
+    precisions: Sequence[str],
+    tolerances: dict[str, Tolerance],
+    slices: np.ndarray | None,
+    say: Say,
+) -> list[dict[str, Any]]:
+    network, multiple = checkpoint.network, checkpoint.network.config.size_multiple
+    say("PyTorch float32, window by window, on phantom slices")
+    large = phantom_slices(checkpoint.preparation, multiple, max(STACKS) + 2)
+    small = _centre(large, 2 * multiple, 3 * multiple)
+    probabilities = [window_probabilities(network, stack) for stack in (large, small)]
+    reference = Reference(large, probabilities[0], checkpoint_sha256, "phantom slices")
+    save_reference(reference, folder / REFERENCE)
+
+    ranges = None
+    if "fp16" in precisions and network.config.attention:
+        ranges = _checked_ranges(checkpoint, large if slices is None else slices, "phantom" if slices is None else "a real scan", say)
+    graphs = {}
+    for precision in precisions:
+        say(f"ONNX graph, {precision}")
+        graphs[precision] = f"model_{precision}.onnx"
+        export_graph(network, precision, folder / graphs[precision], graph_metadata(network, checkpoint_sha256, precision))
+
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": checkpoint.model.as_dict(),
+        "network": network.config.as_dict(),
+        "input": {**checkpoint.preparation.as_dict(), "region": checkpoint.preparation.region, "size_multiple": multiple},
+        "threshold": THRESHOLD,
+        "graphs": graphs,
+        "opset": OPSET,
+        "checkpoint": {"sha256": checkpoint_sha256},
+        "versions": {name: version(name) for name in ("lesionrt", "torch", "onnx", "onnxscript", "numpy")},
+        "attention_products": ranges,
+        "files": {name: _entry(folder / name) for name in (*graphs.values(), REFERENCE)},
+    }
+    _write_manifest(manifest, folder)
+    rows: list[dict[str, Any]] = []
+    for precision in precisions:
+        say(f"parity, {precision}")
+        rows += _prove(folder, precision, tolerances[precision], (large, small), probabilities, checkpoint_sha256)
+    failed = [row for row in rows if row["findings"]]
+    if failed:
+        raise ParityError("the exported graph does not agree with PyTorch; no bundle was written\n" + "\n".join(report_lines(failed)))
+    _write_manifest({**manifest, "parity": rows}, folder)
+    return rows
+
+
+def _prove(
+    folder: Path,
+    precision: str,
+    tolerance: Tolerance,
+    stacks: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    checkpoint_sha256: str,
+) -> list[dict[str, Any]]:
+    """One graph against PyTorch, at every length of stack and both sizes."""
+    bundle = load_bundle(folder)
+    rows = []
+    with open_backend(PROOF_BACKEND, bundle, precision) as backend:
+        for slices, lesion in zip(stacks, probabilities, strict=True):
+            for count in STACKS:
+                what = f"{count} output slices of {slices.shape[2]}x{slices.shape[3]}"
+                part = Reference(slices[: count + 2], lesion[:count], checkpoint_sha256, what)
+                # In one run: a chunked one would show the graph shorter stacks only.
+                rows.append(compare_backend(bundle, backend, part, tolerance, chunk=count))
+    return rows
+
+
+def _checked_ranges(checkpoint: Checkpoint, slices: np.ndarray, source: str, say: Say) -> dict[str, Any]:
+    say(f"range of the squeeze-and-attention products, {source}")
+    ranges = product_ranges(checkpoint.network, slices)
+    overflown = [found for found in ranges if not found.finite_in_half]
+    if overflown:
+        listed = "\n".join(f"  {found.name}: largest magnitude {found.largest:.4g}" for found in overflown)
+        raise ParityError(
+            f"squeeze-and-attention products overflow half precision (largest number 65504) on slices of {source}; "
+            f"no bundle was written; export with --precision fp32 alone\n{listed}"
+        )
+    return {
+        "slices": source,
+        "largest": max(found.largest for found in ranges),
+        "blocks": {found.name: found.largest for found in ranges},
+        "note": EMULATED,
+    }
+
+
+def _centre(stack: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (stack.shape[2] - height) // 2, (stack.shape[3] - width) // 2
+    return np.ascontiguousarray(stack[:, :, top : top + height, left : left + width])
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _write_manifest(manifest: dict[str, Any], folder: Path) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _replace(out: Path, partial: Path) -> None:
+    """Put the finished folder in place; the old one is there until the moment of the swap."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    if not (out / MANIFEST).is_file():
+        raise OutputError(f"{out}: exists and is no bundle; it is not replaced")
+    old = beside(out)
+    out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old)

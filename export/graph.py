@@ -1,0 +1,119 @@
+"""The one-pass network as an ONNX graph."""
+
+import copy
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from lesionrt.runtime.errors import ParityError
+from lesionrt.train.model import WINDOW, Network
+from torch import Tensor, nn
+from torch.export import Dim
+
+OPSET = 18
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+# It warns of torchvision, which nobody asked for.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+EXAMPLE = (5, 2, 3)  # stack, and height and width in multiples; with one output slice the stack would be fixed
+
+
+class _OnePass(nn.Module):
+    """Float32 at both ends, whatever the network computes in."""
+
+    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, slices: Tensor) -> Tensor:
+        return self.network.forward_stack(slices.to(self.dtype))
+
+
+def export_graph(network: Network, precision: str, path: Path, metadata: dict[str, str]) -> None:
+    """Write the graph ``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W), all three dynamic.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    precision
+        ``fp32`` or ``fp16``: in what it computes.
+    path
+        The file to write.
+    metadata
+        Texts to store in the graph.
+
+    Raises
+    ------
+    ParityError
+        If an input or output of the graph is not what it should be.
+    """
+    multiple = network.config.size_multiple
+    graph = _OnePass(_with_one_input_channel(network).to(DTYPES[precision]), DTYPES[precision]).eval()
+    stack, height, width = EXAMPLE
+    example = torch.zeros(stack, 1, height * multiple, width * multiple)
+    shapes = {0: Dim("n", min=WINDOW), 2: multiple * Dim("h", min=1), 3: multiple * Dim("w", min=1)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own making
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["slices"],
+            output_names=["lesion"],
+            dynamic_shapes=(shapes,),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]  # the exporter's traces, with paths of this machine
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    _check_signature(model)
+    onnx.save(model, path)
+
+
+def _with_one_input_channel(network: Network) -> Network:
+    """The same network with the sum over the repeated grey channels already in its first kernel."""
+    folded = copy.deepcopy(network)
+    first = network.first
+    folded.first = nn.Conv2d(1, first.out_channels, 3, padding=1)
+    folded.first.weight.data = first.weight.data.sum(1, keepdim=True)
+    folded.first.bias = first.bias
+    return folded
+
+
+def _check_signature(model: onnx.ModelProto) -> None:
+    """Names, types and dynamic dimensions of input and output; all findings in one error."""
+    findings = []
+    for values, name, symbolic, fixed in (
+        (model.graph.input, "slices", (0, 2, 3), {1: 1}),
+        (model.graph.output, "lesion", (0, 1, 2), {}),
+    ):
+        if [value.name for value in values] != [name]:
+            findings.append(f"names are {[value.name for value in values]}, expected ['{name}']")
+            continue
+        tensor = values[0].type.tensor_type
+        if tensor.elem_type != onnx.TensorProto.FLOAT:
+            findings.append(f"{name} is {onnx.TensorProto.DataType.Name(tensor.elem_type)}, expected FLOAT")
+        dims = tensor.shape.dim
+        if len(dims) != len(symbolic) + len(fixed):
+            findings.append(f"{name} has {len(dims)} dimensions, expected {len(symbolic) + len(fixed)}")
+            continue
+        findings += [f"{name}: dimension {axis} is fixed to {dims[axis].dim_value}" for axis in symbolic if not dims[axis].dim_param]
+        findings += [f"{name}: dimension {axis} is not {size}" for axis, size in fixed.items() if dims[axis].dim_value != size]
+    if findings:
+        raise ParityError("the exported graph is not what it should be:\n  " + "\n  ".join(findings))
+
+
+def graph_metadata(network: Network, checkpoint_sha256: str, precision: str) -> dict[str, str]:
+    """What stands in the graph itself."""
+    return {
+        "lesionrt.network": json.dumps(network.config.as_dict(), sort_keys=True),
+        "lesionrt.checkpoint_sha256": checkpoint_sha256,
+        "lesionrt.precision": precision,
+    }

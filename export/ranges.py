@@ -1,0 +1,64 @@
+"""How large the squeeze-and-attention products become: the first thing to overflow in half precision."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lesionrt.runtime.chunks import default_chunk
+from lesionrt.runtime.prepare import HALO
+from lesionrt.train.model import Network, SqueezeAttention
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ProductRange:
+    """One block's product y * r (y's share of the sum included).
+
+    Attributes
+    ----------
+    name
+        The block's in the network.
+    largest
+        Largest magnitude, in float32.
+    finite_in_half
+        Whether factors, product and sum, computed in float16, are all finite.
+    """
+
+    name: str
+    largest: float
+    finite_in_half: bool
+
+
+def product_ranges(network: Network, slices: NDArray[np.float32]) -> list[ProductRange]:
+    """Every squeeze-and-attention product on these slices (n, 1, H, W), in float32."""
+    largest: dict[str, float] = {}
+    finite: dict[str, bool] = {}
+    blocks = {name: module for name, module in network.named_modules() if isinstance(module, SqueezeAttention)}
+    with ExitStack() as hooks, torch.inference_mode():
+        for name, block in blocks.items():
+            factors: dict[str, Tensor] = {}
+
+            def keep(key: str, factors: dict[str, Tensor] = factors) -> Callable[..., None]:
+                return lambda module, inputs, output: factors.update({key: output})
+
+            def look(module: nn.Module, inputs: object, output: Tensor, name: str = name, factors: dict[str, Tensor] = factors) -> None:
+                y = F.interpolate(factors.pop("squeeze"), scale_factor=2.0, mode="nearest")
+                r = factors.pop("residual")
+                in_half = y.half() * r.half() + y.half()
+                largest[name] = max(largest.get(name, 0.0), float((y * r).abs().max()))
+                finite[name] = finite.get(name, True) and bool(torch.isfinite(in_half).all())
+
+            for handle in (
+                block.squeeze.register_forward_hook(keep("squeeze")),
+                block.residual.register_forward_hook(keep("residual")),
+                block.register_forward_hook(look),
+            ):
+                hooks.callback(handle.remove)
+        chunk = default_chunk(*slices.shape[2:])
+        for first in range(0, len(slices) - 2 * HALO, chunk):
+            network.forward_stack(torch.from_numpy(np.ascontiguousarray(slices[first : first + chunk + 2 * HALO])))
+    return [ProductRange(name, largest[name], finite[name]) for name in blocks]

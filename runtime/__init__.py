@@ -1,0 +1,31 @@
+"""The lean runtime: a FLAIR volume in, a lesion mask out.
+
+>>> from lesionrt.runtime import Segmenter
+"""
+
+from lesionrt.runtime.errors import (
+    BundleError,
+    CheckpointError,
+    InputError,
+    LesionrtError,
+    OutputError,
+    ParityError,
+    UnavailableError,
+    UsageError,
+    VolumeError,
+)
+from lesionrt.runtime.segmenter import Segmentation, Segmenter
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "InputError",
+    "LesionrtError",
+    "OutputError",
+    "ParityError",
+    "Segmentation",
+    "Segmenter",
+    "UnavailableError",
+    "UsageError",
+    "VolumeError",
+]

@@ -1,0 +1,130 @@
+"""Interchangeable ways to run a bundle's network, behind one small contract."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from lesionrt.runtime.bundle import Bundle
+from lesionrt.runtime.errors import UnavailableError
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[np.float32]]
+# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`.
+_MODULES = {
+    "cuda": "lesionrt.runtime.backends.onnx_cuda",
+    "cpu": "lesionrt.runtime.backends.onnx_cpu",
+}
+NAMES = tuple(_MODULES)
+
+
+class Backend(Protocol):
+    """A loaded network; a context manager that holds its memory.
+
+    Attributes
+    ----------
+    name
+        As it is chosen on the command line.
+    library
+        The inference library with its version.
+    device
+        On what it computes.
+    precision
+        Of the graph that it runs.
+    """
+
+    name: str
+    library: str
+    device: str
+    precision: str
+
+    def infer(self, feed: Arrays) -> dict[str, NDArray[np.float32]]:
+        """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W), probabilities."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a backend can run here.
+
+    Attributes
+    ----------
+    problem
+        Why it cannot; None if it can.
+    remedy
+        What would mend that.
+    """
+
+    name: str
+    library: str
+    device: str
+    problem: str | None = None
+    remedy: str | None = None
+
+
+def probe(name: str) -> Probe:
+    """Look whether a backend can run here, without loading a model."""
+    result: Probe = import_module(_MODULES[name]).probe()
+    return result
+
+
+def choose(name: str) -> tuple[str, str]:
+    """The backend to use and why.
+
+    Parameters
+    ----------
+    name
+        A backend's name, or ``auto`` for the fastest that can run here.
+
+    Raises
+    ------
+    UnavailableError
+        If it cannot run here.
+    """
+    if name == "auto":
+        probes = [probe(candidate) for candidate in NAMES]
+        for index, candidate in enumerate(probes):
+            if candidate.problem is None:
+                passed = "".join(f"; not {other.name}: {other.problem}" for other in probes[:index])
+                return candidate.name, f"auto: the first of {', '.join(NAMES)} that can run here{passed}"
+        reasons = "\n".join(f"  {other.name}: {other.problem}. {other.remedy}" for other in probes)
+        raise UnavailableError(f"no backend can run here:\n{reasons}")
+    if name not in _MODULES:
+        raise UnavailableError(f"backend {name!r} is not known; expected auto, {', '.join(NAMES)}")
+    found = probe(name)
+    if found.problem is not None:
+        raise UnavailableError(f"backend {name} cannot run here: {found.problem}. {found.remedy}")
+    return name, "asked for"
+
+
+def open_backend(name: str, bundle: Bundle, precision: str | None = None, threads: int | None = None) -> Backend:
+    """Load a bundle's network with a backend that can run here.
+
+    Parameters
+    ----------
+    name
+        As :func:`choose` gives it.
+    bundle
+        The model.
+    precision
+        Of the graph; None for float32 where the bundle has it, else for what it has.
+    threads
+        On the CPU; None for one a core.
+
+    Raises
+    ------
+    BundleError
+        If the graph is damaged or missing.
+    UnavailableError
+        If the library does not accept the device.
+    """
+    if precision is None:
+        precision = "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
+    opener: Callable[[Bundle, str, int | None], Backend] = import_module(_MODULES[name]).open_backend
+    return opener(bundle, precision, threads)

@@ -1,0 +1,84 @@
+"""What the ONNX Runtime backends share: one session on one execution provider."""
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from lesionrt.runtime.backends import Arrays, Probe
+from lesionrt.runtime.bundle import Bundle
+from lesionrt.runtime.errors import BundleError, UnavailableError
+from numpy.typing import NDArray
+
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def installed() -> dict[str, str]:
+    """Versions of the ONNX Runtime distributions that are installed; there should be one."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def probe_library(name: str, device: str, extra: str) -> Probe:
+    """Whether ONNX Runtime is there at all."""
+    found = installed()
+    library = " and ".join(f"{name} {number}" for name, number in found.items()) or "onnxruntime"
+    install = f"Run: pip install 'lesionrt[{extra}]'"
+    if find_spec("onnxruntime") is None:
+        return Probe(name, library, device, "ONNX Runtime is not installed", install)
+    if len(found) > 1:
+        # They share their files: which one is imported depends on the order of installation.
+        remedy = f"Run: pip uninstall -y {' '.join(DISTRIBUTIONS)}, then: pip install 'lesionrt[{extra}]'"
+        return Probe(name, library, device, f"{' and '.join(DISTRIBUTIONS)} are both installed and overwrite each other", remedy)
+    return Probe(name, library, device)
+
+
+class OnnxSession:
+    """A bundle's graph in ONNX Runtime on one execution provider, never silently on another."""
+
+    def __init__(
+        self, name: str, device: str, bundle: Bundle, precision: str, provider: str | tuple[str, dict[str, Any]], threads: int | None
+    ) -> None:
+        import onnxruntime as ort
+
+        wanted = provider if isinstance(provider, str) else provider[0]
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; they reach us as exceptions
+        options.enable_cpu_mem_arena = False  # the arena keeps its peak: more than twice the memory
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        graph = bundle.graph(precision)
+        try:
+            session = ort.InferenceSession(graph, options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's exceptions share no base
+            raise BundleError(f"{graph}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})") from error
+        if wanted not in session.get_providers():
+            raise UnavailableError(
+                f"ONNX Runtime did not accept {wanted}, only {', '.join(session.get_providers())}; see `lesionrt doctor`"
+            )
+        self.name, self.device, self.precision = name, device, precision
+        self.library = f"onnxruntime {ort.__version__}"
+        self._session: Any = session
+
+    def infer(self, feed: Arrays) -> dict[str, NDArray[np.float32]]:
+        """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W)."""
+        try:
+            return {"lesion": self._session.run(["lesion"], dict(feed))[0]}
+        except Exception as error:
+            raise UnavailableError(f"ONNX Runtime failed on {self.device} ({_first_line(error)}); try a smaller --chunk") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._session = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

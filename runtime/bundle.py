@@ -1,0 +1,158 @@
+"""A bundle: the folder that is deployed, and its manifest."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lesionrt.runtime.errors import BundleError, InputError
+from lesionrt.runtime.files import sha256
+from lesionrt.runtime.prepare import Preparation
+
+FORMAT = "lesionrt bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+REFERENCE = "reference.npz"
+UNTRAINED = "the model is untrained, its weights are random: the mask says nothing about the patient"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is called and whether it ever learned anything."""
+
+    name: str
+    version: str
+    trained: bool
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        texts = (self.name, self.version, self.description)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.trained, bool) or not self.name:
+            raise InputError(f"model description {self!r}; expected name, version and description as text, trained as true or false")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint or a manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest was read and checked; its files are checked when they are used."""
+
+    path: Path
+    manifest: dict[str, Any]
+    model: ModelInfo
+    preparation: Preparation
+
+    @property
+    def name(self) -> str:
+        """Model name and version, for messages and reports."""
+        return f"{self.model.name} {self.model.version}"
+
+    @property
+    def sha256(self) -> str:
+        """Of the manifest, which holds the sha256 of every other file: it identifies the whole bundle."""
+        return sha256(self.path / MANIFEST)
+
+    @property
+    def precisions(self) -> list[str]:
+        """In which precisions the bundle has a graph."""
+        return list(self.manifest["graphs"])
+
+    @property
+    def threshold(self) -> float:
+        """A voxel is lesion where its probability is over this."""
+        return float(self.manifest["threshold"])
+
+    @property
+    def size_multiple(self) -> int:
+        """What height and width must be multiples of, in pixels."""
+        return int(self.manifest["input"]["size_multiple"])
+
+    def graph(self, precision: str) -> Path:
+        """The ONNX file of a precision, checked against its sha256.
+
+        Raises
+        ------
+        BundleError
+            If there is none, or it is not the file that was exported.
+        """
+        if precision not in self.precisions:
+            raise BundleError(f"{self.path}: has no {precision} graph, only {', '.join(self.precisions)}")
+        return self.checked(self.manifest["graphs"][precision])
+
+    def checked(self, name: str) -> Path:
+        """A file of the bundle, if it is what the manifest says.
+
+        Raises
+        ------
+        BundleError
+            If it is missing or its size or sha256 differs.
+        """
+        finding = self.check(name)
+        if finding:
+            raise BundleError(f"{self.path / name}: {finding}; export or copy the bundle again")
+        return self.path / name
+
+    def check(self, name: str) -> str | None:
+        """What is wrong with a file of the bundle; None if it is as the manifest says."""
+        path, entry = self.path / name, self.manifest["files"][name]
+        if not path.is_file():
+            return "missing"
+        if path.resolve().parent != self.path.resolve():
+            return "leads out of the bundle"
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"has {size} bytes, the manifest says {entry['bytes']}"
+        digest = sha256(path)
+        return None if digest == entry["sha256"] else f"its sha256 is {digest}, the manifest says {entry['sha256']}"
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and check a bundle's manifest.
+
+    Raises
+    ------
+    BundleError
+        If it is missing, damaged, of another format or names files outside the bundle.
+    """
+    manifest_path = path / MANIFEST
+    if not path.exists():
+        raise BundleError(f"{path}: no such bundle; make one with `lesionrt export`")
+    if not manifest_path.is_file():
+        raise BundleError(f"{path}: not a bundle: it has no {MANIFEST}; make one with `lesionrt export`")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{manifest_path}: not readable as JSON ({error}); export or copy the bundle again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{manifest_path}: not the manifest of a lesionrt bundle")
+    if manifest.get("version") != VERSION:
+        raise BundleError(f"{manifest_path}: format version {manifest.get('version')!r}; this lesionrt reads version {VERSION}")
+    try:
+        _check_manifest(manifest)
+        preparation = {name: manifest["input"][name] for name in Preparation.__dataclass_fields__}
+        return Bundle(path, manifest, ModelInfo(**manifest["model"]), Preparation(**preparation))
+    except KeyError as error:
+        raise BundleError(f"{manifest_path}: has no entry {error}; export the bundle again") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{manifest_path}: {error}") from error
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    for name, entry in manifest["files"].items():
+        if name != Path(name).name or "\\" in name or name in ("", ".", "..", MANIFEST):
+            raise BundleError(f"file name {name!r}: expected a plain name inside the bundle")
+        if not isinstance(entry["sha256"], str) or not isinstance(entry["bytes"], int):
+            raise BundleError(f"file {name!r}: expected its sha256 and its size in bytes")
+    graphs = manifest["graphs"]
+    if not graphs:
+        raise BundleError("names no graph")
+    unlisted = [name for name in (*graphs.values(), REFERENCE) if name not in manifest["files"]]
+    if unlisted:
+        raise BundleError(f"names {', '.join(map(repr, unlisted))}, of which it has no sha256")
+    if not 0 < float(manifest["threshold"]) < 1:
+        raise BundleError(f"threshold is {manifest['threshold']!r}; expected a probability between 0 and 1")
+    multiple = manifest["input"]["size_multiple"]
+    if type(multiple) is not int or multiple < 1:
+        raise BundleError(f"size_multiple is {multiple!r}; expected a whole number of at least 1")

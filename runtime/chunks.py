@@ -1,0 +1,53 @@
+"""A stack of any length through a network in bounded memory."""
+
+from collections.abc import Callable
+
+import numpy as np
+from lesionrt.runtime.backends import Backend
+from lesionrt.runtime.prepare import HALO
+from numpy.typing import NDArray
+
+# Pixels that enter the network at a time: 8 slices of 160x192 or 4 of 256x256.
+# Memory grows with it, and the two halo slices are computed anew in every chunk.
+BUDGET = 4 * 256 * 256
+
+
+def default_chunk(height: int, width: int) -> int:
+    """Output slices that fit the budget with their halo, at least one.
+
+    >>> default_chunk(160, 192), default_chunk(256, 256), default_chunk(512, 512)
+    (6, 2, 1)
+    """
+    return max(1, BUDGET // (height * width) - 2 * HALO)
+
+
+def infer_in_chunks(
+    backend: Backend, slices: NDArray[np.float32], chunk: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> NDArray[np.float32]:
+    """Probabilities of all slices but the first and last.
+
+    Parameters
+    ----------
+    backend
+        The network.
+    slices
+        (n + 2, 1, H, W).
+    chunk
+        Output slices at a time; None for the default budget.
+    progress
+        Called with the output slices done and their total.
+
+    Returns
+    -------
+    (n, H, W)
+    """
+    n, _, height, width = slices.shape
+    total = n - 2 * HALO
+    chunk = chunk or default_chunk(height, width)
+    result = np.empty((total, height, width), np.float32)
+    for first in range(0, total, chunk):
+        last = min(first + chunk, total)
+        result[first:last] = backend.infer({"slices": slices[first : last + 2 * HALO]})["lesion"]
+        if progress is not None:
+            progress(last, total)
+    return result

@@ -1,0 +1,56 @@
+"""The `lesionrt` command: one module a verb; heavy imports happen inside the command."""
+
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+from lesionrt.runtime.errors import LesionrtError
+
+VERBS = ("segment", "verify", "inspect", "doctor", "export", "import_official", "untrained", "phantom")
+
+
+def build() -> typer.Typer:
+    """The command line with all its verbs."""
+    app = typer.Typer(
+        help="Segment multiple-sclerosis lesions in FLAIR volumes. A research tool, not a medical device.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_version_option)
+    for verb in VERBS:
+        module: Any = import_module(f"lesionrt.runtime.cli.{verb}")
+        app.command(name=verb.replace("_", "-"))(module.command)
+    return app
+
+
+def main() -> None:
+    """Run the command; our errors become a message on stderr and their exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        build()()
+    except LesionrtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds like an exception, so that unfinished files are removed."""
+    sys.exit(128 + signum)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"lesionrt {version('lesionrt')}")
+        raise typer.Exit
+
+
+def _version_option(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+) -> None:
+    pass

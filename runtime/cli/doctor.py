@@ -1,0 +1,27 @@
+"""`lesionrt doctor`."""
+
+import json
+
+import typer
+from lesionrt.runtime.cli.options import JsonOption
+
+NOTHING_RUNS = 4
+
+
+def command(as_json: JsonOption = False) -> None:
+    """Show which backends can run here, and what would mend those that cannot."""
+    from lesionrt.runtime.doctor import examine
+
+    found = examine()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for section in ("system", "versions"):
+            print(f"{section}: " + ", ".join(f"{name} {value}" for name, value in found[section].items()))
+        print("GPUs: " + ("; ".join(found["gpus"]) or "none seen"))
+        for backend in found["backends"]:
+            state = "can run" if backend["problem"] is None else f"cannot run: {backend['problem']}\n    {backend['remedy']}"
+            print(f"backend {backend['name']} ({backend['library']}, {backend['device']}): {state}")
+        print(f"auto chooses {found['auto']['backend'] or 'nothing'} ({found['auto']['why']})")
+    if found["auto"]["backend"] is None:
+        raise typer.Exit(NOTHING_RUNS)

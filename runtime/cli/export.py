@@ -1,0 +1,63 @@
+"""`lesionrt export`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from lesionrt.runtime.cli.options import ForceOption, MaxDifference, MaxFlipped, MinDice, PercentileDifference, needs
+
+
+def command(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to export.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The bundle's folder.", show_default=False)],
+    precision: Annotated[list[str] | None, typer.Option(help="fp32 or fp16; may be repeated.", show_default="fp32")] = None,
+    flair: Annotated[
+        Path | None, typer.Option("--input", help="FLAIR volume on which to look at fp16's range.", show_default="a phantom")
+    ] = None,
+    max_difference: MaxDifference = None,
+    percentile_difference: PercentileDifference = None,
+    min_dice: MinDice = None,
+    max_flipped: MaxFlipped = None,
+    force: ForceOption = False,
+) -> None:
+    """Write a bundle of ONNX graphs that were compared with PyTorch; without parity, no bundle (exit code 5)."""
+    with needs("export"):
+        from lesionrt.export.bundle import export_bundle
+        from lesionrt.export.graph import DTYPES
+        from lesionrt.train.checkpoint import load_checkpoint
+    from lesionrt.runtime.errors import UsageError
+    from lesionrt.runtime.files import sha256
+    from lesionrt.runtime.geometry import ModelGrid
+    from lesionrt.runtime.parity import EXPORT_TOLERANCES, report_lines
+    from lesionrt.runtime.prepare import prepare
+    from lesionrt.runtime.volume import read_flair
+
+    precisions = list(dict.fromkeys(precision or ["fp32"]))
+    unknown = [name for name in precisions if name not in DTYPES]
+    if unknown:
+        raise UsageError(f"precision {', '.join(unknown)} is not known; expected {' or '.join(DTYPES)}")
+    if flair is not None and "fp16" not in precisions:
+        raise UsageError("--input is where to look at half precision's range; it goes with --precision fp16")
+    loaded = load_checkpoint(checkpoint)
+    slices = None
+    if flair is not None:
+        volume = read_flair(flair)
+        grid = ModelGrid(volume.shape, volume.affine, loaded.preparation.axes, loaded.preparation.spacing_mm)
+        prepared = prepare(volume.data, volume.data != 0, grid, loaded.preparation, loaded.network.config.size_multiple)
+        slices = prepared.slices
+    changed = {"maximum": max_difference, "percentile": percentile_difference, "dice": min_dice, "flipped_share": max_flipped}
+    rows = export_bundle(
+        loaded,
+        sha256(checkpoint),
+        out,
+        precisions,
+        {name: EXPORT_TOLERANCES[name].replaced(**changed) for name in precisions},
+        slices,
+        force,
+        say=lambda text: print(f"{text} ...", file=sys.stderr),
+    )
+    print("\n".join(report_lines(rows)))
+    print(f"{out}: written, {', '.join(precisions)}")
+    if not loaded.model.trained:
+        print("note: this model is UNTRAINED; its masks mean nothing", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""Options that several verbs share, and what they need of their library."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from lesionrt.runtime.errors import OutputError, UnavailableError
+
+BackendOption = Annotated[str, typer.Option(help="auto, cuda or cpu (see `lesionrt doctor`).")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else there.")]
+BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder.", metavar="BUNDLE", show_default=False)]
+CheckpointOut = Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.", show_default=False)]
+MaxDifference = Annotated[
+    float | None, typer.Option(help="Largest maximum difference of probabilities.", min=0, show_default="by precision")
+]
+PercentileDifference = Annotated[
+    float | None, typer.Option(help="Largest 99.9th percentile of the difference.", min=0, show_default="by precision")
+]
+MinDice = Annotated[float | None, typer.Option(help="Smallest Dice between masks.", min=0, max=1, show_default="by precision")]
+MaxFlipped = Annotated[
+    float | None, typer.Option(help="Largest share of the reference mask that may flip.", min=0, max=1, show_default="by precision")
+]
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Imports that an extra brings: without it, an error that says how to get it.
+
+    Raises
+    ------
+    UnavailableError
+        Naming the missing library and the pip command.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "lesionrt":
+            raise
+        raise UnavailableError(f"{error.name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'") from error
+
+
+def check_new(path: Path, force: bool) -> None:
+    """Refuse to overwrite a file.
+
+    Raises
+    ------
+    OutputError
+        If it exists and `force` is not given.
+    """
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already; give --force to overwrite it, or another name")

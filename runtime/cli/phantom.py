@@ -1,0 +1,34 @@
+"""`lesionrt phantom`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from lesionrt.runtime.cli.options import ForceOption, check_new
+
+
+def command(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the volumes.", show_default=False)],
+    count: Annotated[int, typer.Option(help="How many.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first; the others count up.", min=0)] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Make FLAIR-like volumes with lesions and their masks, for trying things out, never for accuracy."""
+    import nibabel as nib
+    import numpy as np
+    from lesionrt.runtime.files import write_atomically
+    from lesionrt.runtime.outputs import nifti_bytes
+    from lesionrt.runtime.phantom import phantom
+
+    for number in range(seed, seed + count):
+        flair_path, mask_path = (out / f"phantom{number:03d}_{what}.nii.gz" for what in ("flair", "mask"))
+        for path in (flair_path, mask_path):
+            check_new(path, force)
+        flair, mask = phantom(seed=number)
+        affine = np.eye(4)
+        affine[:3, 3] = -(np.array(flair.shape) - 1) / 2
+        images = {path: nib.Nifti1Image(data, affine) for path, data in ((flair_path, flair), (mask_path, mask.astype(np.uint8)))}
+        for image in images.values():
+            image.header.set_xyzt_units("mm")
+        write_atomically({path: nifti_bytes(image) for path, image in images.items()})
+        print(flair_path)

@@ -1,0 +1,109 @@
+"""`lesionrt segment`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption
+
+if TYPE_CHECKING:
+    from lesionrt.runtime.outputs import Job
+    from lesionrt.runtime.segmenter import Segmenter
+
+BAD_INPUT = 3
+Progress = Callable[[int, int], None] | None
+
+
+def command(
+    flair: Annotated[
+        list[Path], typer.Argument(help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR...", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
+    model: Annotated[Path | None, typer.Option(help="A bundle's folder.", show_default="the default model")] = None,
+    backend: BackendOption = "auto",
+    threshold: Annotated[
+        float | None, typer.Option(help="A voxel is lesion where its probability is over this.", show_default="the model's")
+    ] = None,
+    min_lesion_mm3: Annotated[float, typer.Option(help="Drop lesions below this volume.")] = 0.0,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write the lesion probabilities too.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Write a picture with the lesions drawn.")] = False,
+    brain_mask: Annotated[Path | None, typer.Option(help="Brain mask on the volumes' grid.", show_default="voxels that are not 0")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Slices computed at a time.", show_default="by memory")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU.", show_default="one a core")] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Segment lesions: mask, table and report for each volume, on the volume's own grid."""
+    from lesionrt.runtime.errors import OutputError, UnavailableError
+    from lesionrt.runtime.outputs import plan_jobs
+    from lesionrt.runtime.segmenter import Segmenter
+
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; expected a folder for the results")
+    jobs, left_out = plan_jobs(flair, out)
+    for path in left_out:
+        print(f"left out, a result of lesionrt: {path}", file=sys.stderr)
+    failures: list[tuple[Path, str]] = []
+    with Segmenter(model, backend=backend, threshold=threshold, min_lesion_mm3=min_lesion_mm3, chunk=chunk, threads=threads) as segmenter:
+        if not as_json:
+            print(f"model {segmenter.bundle.name}, backend {segmenter.backend.name} ({segmenter.chosen_because})", file=sys.stderr)
+        for job in jobs:
+            try:
+                line = _segment(segmenter, job, brain_mask, force, probabilities, overlay, as_json)
+            except UnavailableError:
+                raise  # the backend failed: so it would on every volume
+            except (ValueError, OSError, MemoryError) as error:
+                text = str(error) or type(error).__name__
+                failures.append((job.flair, text))
+                line = {"input": str(job.flair), "error": text}
+                print(f"error: {text}", file=sys.stderr)
+            if as_json:
+                print(json.dumps(line), flush=True)
+    if len(jobs) > 1 and not as_json:
+        print(f"{len(jobs) - len(failures)} of {len(jobs)} volumes segmented")
+    if len(jobs) > 1 and failures:
+        print(f"{len(failures)} of {len(jobs)} failed:", *(f"  {path}" for path, _ in failures), sep="\n", file=sys.stderr)
+    if failures:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _segment(
+    segmenter: "Segmenter", job: "Job", brain_mask: Path | None, force: bool, probabilities: bool, overlay: bool, as_json: bool
+) -> dict[str, Any]:
+    """One volume from file to files; its line for `--json`."""
+    from lesionrt.runtime.outputs import check_free, write_results
+
+    if not force:
+        check_free(job)
+    with _progress(job.flair.name, as_json) as progress:
+        result = segmenter(job.flair, brain_mask, progress)
+    written = {kind: str(path) for kind, path in write_results(result, job, probabilities, overlay).items()}
+    for warning in result.report["warnings"]:
+        print(f"warning: {job.flair}: {warning}", file=sys.stderr)
+    if not as_json:
+        seconds = sum(result.report["seconds"].values()) - result.report["seconds"]["load"]
+        count, volume = result.report["lesion_count"], result.report["lesion_volume_ml"]
+        print(f"{job.flair}: {count} lesions, {volume:.2f} ml, in {seconds:.1f} s")
+        for kind in ("mask", "table", "report", "probability", "overlay"):
+            if kind in written:
+                print(f"  {kind:<12}{written[kind]}")
+    return {**result.report, "outputs": written}
+
+
+@contextmanager
+def _progress(name: str, as_json: bool) -> Iterator[Progress]:
+    """A bar on stderr where a person is watching, nothing in a pipe."""
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,51 @@
+"""What can go wrong, by who can mend it.
+
+Each error says which thing, what was found, what was expected and what to do.  The command line
+turns it into a message on stderr and its exit code.
+"""
+
+
+class LesionrtError(Exception):
+    """Base of all errors that lesionrt raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(LesionrtError, ValueError):
+    """Options or arguments that do not fit together."""
+
+    exit_code = 2
+
+
+class InputError(LesionrtError, ValueError):
+    """A file or array that cannot be used."""
+
+    exit_code = 3
+
+
+class VolumeError(InputError):
+    """A FLAIR volume or brain mask that cannot be used."""
+
+
+class BundleError(InputError):
+    """A model bundle that is damaged, incomplete or of another format."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is damaged, incomplete or foreign."""
+
+
+class OutputError(InputError):
+    """A result that cannot be written where it was asked for."""
+
+
+class UnavailableError(LesionrtError, RuntimeError):
+    """A library or a device that is not there."""
+
+    exit_code = 4
+
+
+class ParityError(LesionrtError, RuntimeError):
+    """Two computations that should agree, and do not."""
+
+    exit_code = 5

@@ -1,0 +1,48 @@
+"""Files that are either there as a whole or not at all."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from lesionrt.runtime.errors import OutputError
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all beside their targets first, then each renamed into place.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written; none is then left half-written.
+    """
+    partial: dict[Path, Path] = {}
+    try:
+        for target, content in files.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial[target] = beside(target)
+            with partial[target].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for target, source in partial.items():
+            source.replace(target)
+    except OSError as error:
+        raise OutputError(f"{error.filename or target}: cannot be written ({error.strerror})") from error
+    finally:
+        for source in partial.values():
+            with contextlib.suppress(OSError):
+                source.unlink(missing_ok=True)
+
+
+def beside(target: Path) -> Path:
+    """A free name in the target's folder, hidden and without an ending that anything reads."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")

@@ -1,0 +1,108 @@
+"""Lesions as connected components of a mask."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+CONNECTIVITY = 26  # neighbours of a voxel: faces, edges and corners
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One connected component.
+
+    Attributes
+    ----------
+    voxels
+        How many.
+    volume_mm3
+        Their volume.
+    centroid_mm
+        Mean position, RAS+ millimetres.
+    first, last
+        Its bounding box in voxel indices, both ends included.
+    mean_probability
+        Over its voxels.
+    """
+
+    voxels: int
+    volume_mm3: float
+    centroid_mm: tuple[float, float, float]
+    first: tuple[int, int, int]
+    last: tuple[int, int, int]
+    mean_probability: float
+
+
+def label(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    """Number the 26-connected components of a mask from 1, and count them.
+
+    >>> label(np.eye(3, dtype=bool)[None])[1]  # touching corners are one lesion
+    1
+    """
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    return labels, int(count)
+
+
+def find_lesions(
+    mask: NDArray[np.bool_], probability: NDArray[np.float32], affine: NDArray[np.float64], smallest_mm3: float = 0.0
+) -> tuple[NDArray[np.bool_], list[Lesion]]:
+    """The lesions of a mask, largest first, and the mask without those that are too small.
+
+    Parameters
+    ----------
+    mask, probability
+        (X, Y, Z), on the same grid.
+    affine
+        (4, 4) voxel indices to RAS+ mm.
+    smallest_mm3
+        Lesions below this volume are dropped.
+    """
+    voxel_mm3 = float(abs(np.linalg.det(affine[:3, :3])))
+    labels, count = label(mask)
+    where = np.nonzero(mask)
+    of = labels[where]
+    sizes = np.bincount(of, minlength=count + 1)
+    means = [np.bincount(of, values, count + 1) / np.maximum(sizes, 1) for values in (*where, probability[where])]
+    kept = [n for n in range(1, count + 1) if sizes[n] * voxel_mm3 >= smallest_mm3]
+    kept.sort(key=lambda n: (-int(sizes[n]), n))
+    boxes = ndimage.find_objects(labels)
+    lesions = []
+    for n in kept:
+        centroid = affine[:3, :3] @ [mean[n] for mean in means[:3]] + affine[:3, 3]
+        lesions.append(
+            Lesion(
+                voxels=int(sizes[n]),
+                volume_mm3=float(sizes[n] * voxel_mm3),
+                centroid_mm=(float(centroid[0]), float(centroid[1]), float(centroid[2])),
+                first=tuple(int(side.start) for side in boxes[n - 1]),
+                last=tuple(int(side.stop) - 1 for side in boxes[n - 1]),
+                mean_probability=float(means[3][n]),
+            )
+        )
+    if len(kept) == count:
+        return mask, lesions
+    keep = np.zeros(count + 1, bool)
+    keep[kept] = True
+    return keep[labels], lesions
+
+
+def lesion_table(lesions: Sequence[Lesion]) -> str:
+    """One row a lesion, as CSV; units stand in the column names."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    box = [f"{axis}_{end}" for axis in "ijk" for end in ("first", "last")]
+    writer.writerow(
+        ["lesion", "volume_mm3", "voxels", "centroid_r_mm", "centroid_a_mm", "centroid_s_mm", *box, "mean_probability", "connectivity"]
+    )
+    for number, lesion in enumerate(lesions, 1):
+        ends = [n for pair in zip(lesion.first, lesion.last, strict=True) for n in pair]
+        centroid = [f"{mm:.2f}" for mm in lesion.centroid_mm]
+        writer.writerow(
+            [number, f"{lesion.volume_mm3:.3f}", lesion.voxels, *centroid, *ends, f"{lesion.mean_probability:.4f}", CONNECTIVITY]
+        )
+    return text.getvalue()

@@ -1,0 +1,161 @@
+"""Which file each result goes to, and writing them."""
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+from lesionrt.runtime.errors import OutputError, UsageError, VolumeError
+from lesionrt.runtime.files import write_atomically
+from lesionrt.runtime.lesions import lesion_table
+from lesionrt.runtime.overlay import draw_overlay
+from lesionrt.runtime.segmenter import Segmentation
+from lesionrt.runtime.volume import SUFFIXES
+
+# Endings of our files, and those in BIDS derivatives (BIDS 1.10, "Derivatives: Imaging").
+_PLAIN = {
+    "report": "_report.json",
+    "table": "_lesions.csv",
+    "overlay": "_overlay.png",
+    "probability": "_probability.nii.gz",
+    "mask": "_lesions.nii.gz",
+}
+_BIDS = {
+    "report": "_desc-lesions_report.json",
+    "table": "_desc-lesions_table.csv",
+    "overlay": "_desc-lesions_overlay.png",
+    "probability": "_desc-lesions_probseg.nii.gz",
+    "mask": "_desc-lesions_mask.nii.gz",
+}
+_BIDS_NAME = re.compile(r"(?P<entities>sub-[0-9A-Za-z]+(_[a-z]+-[0-9A-Za-z+]+)*)_[0-9A-Za-z]+")
+GZIP_LEVEL = 6
+
+
+@dataclass(frozen=True)
+class Job:
+    """One volume and where its results go, by kind."""
+
+    flair: Path
+    targets: dict[str, Path]
+
+
+def plan_jobs(inputs: Sequence[Path], out: Path) -> tuple[list[Job], list[Path]]:
+    """Every volume of the inputs with its outputs, and the volumes left out because lesionrt wrote them.
+
+    Each volume keeps its path below the inputs' common folder; a folder stands for all volumes in it.
+    Nothing is read.
+
+    Raises
+    ------
+    UsageError
+        If two volumes would be written to the same file.
+    VolumeError
+        If a folder has no volumes.
+    """
+    flairs: list[Path] = []
+    roots: list[Path] = []
+    left_out: list[Path] = []
+    for given in inputs:
+        if given.is_dir():
+            roots.append(_absolute(given))
+            own, others = _volumes(given)
+            left_out += own
+            if not others:
+                raise VolumeError(f"{given}: no volumes to segment in this folder; expected .nii or .nii.gz files")
+            flairs += others
+        else:
+            roots.append(_absolute(given).parent)
+            flairs.append(given)
+    root = Path(os.path.commonpath(roots))
+    jobs = [Job(flair, targets_of(out / _absolute(flair).relative_to(root))) for flair in flairs]
+    writers: dict[Path, list[Path]] = {}
+    for job in jobs:
+        writers.setdefault(job.targets["mask"], []).append(job.flair)
+    clashes = [f"  {target}: {', '.join(map(str, sources))}" for target, sources in writers.items() if len(sources) > 1]
+    if clashes:
+        raise UsageError("several inputs would be written to the same file; rename them or run them apart:\n" + "\n".join(clashes))
+    return jobs, left_out
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # not `resolve`: a link keeps the name it was given by
+
+
+def _volumes(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The volumes below a folder that lesionrt wrote, and the others."""
+    own: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file():
+            (own if _is_own(path) else others).append(path)
+    return own, others
+
+
+def _is_own(path: Path) -> bool:
+    """Named as our output, and beside its report or the volume that it was made from."""
+    for endings in (_BIDS, _PLAIN):
+        for kind in ("mask", "probability"):
+            if path.name.endswith(endings[kind]):
+                stem = path.name.removesuffix(endings[kind])
+                return any((path.parent / f"{stem}{other}").exists() for other in (endings["report"], *SUFFIXES))
+    return False
+
+
+def targets_of(place: Path) -> dict[str, Path]:
+    """Output files of an input, by kind; `place` is the input's name in the output folder.
+
+    >>> str(targets_of(Path("out/flair.nii.gz"))["mask"])
+    'out/flair_lesions.nii.gz'
+    >>> str(targets_of(Path("out/sub-01_ses-2_desc-preproc_FLAIR.nii"))["mask"])
+    'out/sub-01_ses-2_desc-lesions_mask.nii.gz'
+    """
+    stem = next((place.name.removesuffix(suffix) for suffix in SUFFIXES if place.name.endswith(suffix)), place.name)
+    bids = _BIDS_NAME.fullmatch(stem)
+    if bids:
+        entities = re.sub(r"_desc-[0-9A-Za-z+]+", "", bids["entities"])
+        return {kind: place.with_name(entities + ending) for kind, ending in _BIDS.items()}
+    return {kind: place.with_name(stem + ending) for kind, ending in _PLAIN.items()}
+
+
+def check_free(job: Job) -> None:
+    """Refuse to overwrite results.
+
+    Raises
+    ------
+    OutputError
+        Naming the first output that exists.
+    """
+    for target in job.targets.values():
+        if target.exists():
+            raise OutputError(f"{job.flair}: {target} exists already; give --force to overwrite, or another folder")
+
+
+def write_results(result: Segmentation, job: Job, probabilities: bool = False, overlay: bool = False) -> dict[str, Path]:
+    """Write mask, table and report, and on request probabilities and overlay, all of them or none.
+
+    Returns
+    -------
+    The files that were written, by kind.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    content = {"report": (json.dumps(result.report, indent=2) + "\n").encode(), "table": lesion_table(result.lesions).encode()}
+    if overlay:
+        content["overlay"] = draw_overlay(result)
+    if probabilities:
+        content["probability"] = nifti_bytes(result.probability)
+    content["mask"] = nifti_bytes(result.mask)
+    write_atomically({job.targets[kind]: data for kind, data in content.items()})
+    return {kind: job.targets[kind] for kind in content}
+
+
+def nifti_bytes(image: nib.Nifti1Image) -> bytes:
+    """An image as the content of a .nii.gz file; equal images give equal bytes (no time stamp)."""
+    return gzip.compress(image.to_bytes(), GZIP_LEVEL, mtime=0)

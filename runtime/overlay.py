@@ -1,0 +1,108 @@
+"""A picture that shows at a glance what was found."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from lesionrt.runtime.segmenter import Segmentation
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+SLICES = 6
+COLUMNS = 3
+TILE = 320  # pixels along a slice's longer side
+RED = (255, 64, 64)
+WHITE = (235, 235, 235)
+AMBER = (255, 190, 60)
+MARGIN = 8
+
+
+def draw_overlay(result: Segmentation) -> bytes:
+    """The slices with most lesion, outlined in red, seen from the feet (patient's left on the right), as PNG."""
+    affine = result.flair.affine
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(("L", "P", "S")))
+    flair: NDArray[np.float32] = apply_orientation(result.flair.data, turn)
+    mask = apply_orientation(np.asarray(result.mask.dataobj).reshape(result.flair.shape), turn) > 0
+    order = np.argsort(turn[:, 0])
+    spacing = voxel_sizes(affine)[order]
+    positions = _positions_mm(result, int(order[2]))
+
+    tiles = [_tile(flair, mask, k, spacing, positions) for k in _choose(mask, flair != 0)]
+    width, height = tiles[0].size
+    columns = min(COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    font = ImageFont.load_default(16)
+    lines = _caption(result, font, columns * width - 2 * MARGIN)
+    head = MARGIN + 22 * len(lines) + MARGIN
+    picture = Image.new("RGB", (columns * width, head + rows * height))
+    draw = ImageDraw.Draw(picture)
+    for number, (line, colour) in enumerate(lines):
+        draw.text((MARGIN, MARGIN + 22 * number), line, colour, font)
+    for number, tile in enumerate(tiles):
+        picture.paste(tile, (number % columns * width, head + number // columns * height))
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _positions_mm(result: Segmentation, axis: int) -> NDArray[np.float64]:
+    """Superior position of each slice's centre, inferior to superior."""
+    affine, shape = result.flair.affine, result.flair.shape
+    index = (np.array(shape) - 1) / 2 * np.ones((shape[axis], 1))
+    index[:, axis] = np.arange(shape[axis])
+    positions = index @ affine[2, :3] + affine[2, 3]
+    return positions if affine[2, axis] > 0 else positions[::-1]
+
+
+def _choose(mask: NDArray[np.bool_], tissue: NDArray[np.bool_]) -> list[int]:
+    """Slices spread over those with lesions, the fullest of each part; over the brain if there are none."""
+    area = mask.sum(axis=(0, 1))
+    if not area.any():
+        area = (tissue.sum(axis=(0, 1)) > 0).astype(int)
+    parts = np.array_split(np.flatnonzero(area), SLICES)
+    if area.max() == 1:  # no lesions: the middle of each part
+        return [int(part[len(part) // 2]) for part in parts if len(part)]
+    return [int(part[area[part].argmax()]) for part in parts if len(part)]
+
+
+def _tile(
+    flair: NDArray[np.float32], mask: NDArray[np.bool_], k: int, spacing: NDArray[np.float64], positions: NDArray[np.float64]
+) -> Image.Image:
+    tissue = flair[flair != 0]
+    low, high = np.percentile(tissue, [1, 99.5])
+    grey = np.clip((flair[:, :, k].T - low) / max(high - low, np.finfo(np.float32).tiny) * 225, 0, 255)
+    grey[flair[:, :, k].T == 0] = 0
+    extent = np.array(flair.shape[:2]) * spacing[:2]
+    size = tuple(int(n) for n in np.maximum(1, np.round(extent / extent.max() * TILE)))
+    tile = Image.fromarray(grey.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    large = np.asarray(Image.fromarray(mask[:, :, k].T).resize(size, Image.Resampling.NEAREST))
+    pixels = np.array(tile)
+    pixels[large & ~ndimage.binary_erosion(large)] = RED
+    tile = Image.fromarray(pixels)
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(16)
+    middle = size[1] // 2
+    draw.text((4, middle), "R", WHITE, font, anchor="lm")
+    draw.text((size[0] - 4, middle), "L", WHITE, font, anchor="rm")
+    draw.text((4, size[1] - 4), f"S {positions[k]:.0f} mm", WHITE, font, anchor="ls")
+    return tile
+
+
+def _caption(result: Segmentation, font: Any, width: int) -> list[tuple[str, tuple[int, int, int]]]:
+    report = result.report
+    found = f"{report['lesion_count']} lesions, {report['lesion_volume_ml']:.2f} ml, probability over {report['threshold']:g}"
+    lines = [(_shortened(report["input"], font, width), WHITE), (found, WHITE)]
+    if not report["model"]["trained"]:
+        lines.append(("UNTRAINED MODEL: the outlines mean nothing", AMBER))
+    return [(_shortened(line, font, width), colour) for line, colour in lines]
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    """The end of a text that is too long for a line; a file's name stands there."""
+    if font.getlength(text) <= width:
+        return text
+    while font.getlength("…" + text) > width and len(text) > 1:
+        text = text[1:]
+    return "…" + text

@@ -1,0 +1,199 @@
+"""What the network is fed with: a normalised stack of slices around the brain."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from lesionrt.runtime.errors import InputError, VolumeError
+from lesionrt.runtime.geometry import ModelGrid
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+SLICE_MIN_MAX = "slice-min-max"
+BRAIN_ROBUST_Z = "brain-robust-z"
+
+# The authors' constants, of a slice scaled to 0..1 (their datasets/MSDataset.py).
+OFFICIAL_MEAN = 0.1026
+OFFICIAL_STD = 0.0971
+# A normal distribution's standard deviation in units of its median absolute deviation.
+MAD_TO_STD = 1.4826
+ROBUST_Z_RANGE = (-5.0, 10.0)  # in standard deviations; the lower end is the background
+SMALLEST_SIZE = 160  # pixels; the paper's slices (section 3.1)
+HALO = 1  # slices that a window reaches beyond its centre
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a volume becomes the network's input; stored in checkpoint and manifest.
+
+    Parameters
+    ----------
+    normalisation
+        ``slice-min-max``: each slice, background included, to 0..1, then (x - 0.1026) / 0.0971, as the
+        paper's authors do.  ``brain-robust-z``: (x - median) / (1.4826 MAD) over the volume's brain
+        voxels, clipped to -5..10, background -5.
+    axes
+        Where the stack, height and width axes point to.
+    spacing_mm
+        Voxel size of the model's grid.
+
+    Raises
+    ------
+    InputError
+        If a value is not one of these.
+    """
+
+    normalisation: str = BRAIN_ROBUST_Z
+    axes: str = "SRA"
+    spacing_mm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in _NORMALISATIONS:
+            raise InputError(f"input preparation: normalisation is {self.normalisation!r}; expected one of {[*_NORMALISATIONS]}")
+        if not isinstance(self.axes, str) or sorted(self.axes.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
+            raise InputError(f"input preparation: axes is {self.axes!r}; expected three letters such as 'SRA'")
+        if self.axes[0] not in "SI":
+            raise InputError(f"input preparation: axes is {self.axes!r}; the first must point superior or inferior (S or I)")
+        if not isinstance(self.spacing_mm, int | float) or not 0.1 <= self.spacing_mm <= 10:
+            raise InputError(f"input preparation: spacing_mm is {self.spacing_mm!r}; expected 0.1 to 10")
+
+    @property
+    def region(self) -> str:
+        """Over which voxels the normalisation's statistics are taken."""
+        return "slice" if self.normalisation == SLICE_MIN_MAX else "brain"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint or a manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A volume as the network sees it.
+
+    Attributes
+    ----------
+    slices
+        (n + 2, 1, H, W) float32: n slices with brain and one neighbour on either side.
+    brain
+        (n, H, W) bool.
+    """
+
+    slices: Array
+    brain: Mask
+    grid: ModelGrid
+    origin: tuple[int, int, int]  # of the padded box on the model's grid; may be negative
+
+    def restore(self, probabilities: Array) -> Array:
+        """Probabilities (n, H, W) of the box to the volume's own grid; 0 outside the brain."""
+        stack = np.zeros(self.grid.model_shape, np.float32)
+        # The part of the box that is on the grid, and where it lies there.
+        box, grid = [], []
+        for start, length, limit in zip(self.origin, probabilities.shape, stack.shape, strict=True):
+            first, last = max(0, start), min(limit, start + length)
+            grid.append(slice(first, last))
+            box.append(slice(first - start, last - start))
+        stack[tuple(grid)] = np.where(self.brain, probabilities, 0)[tuple(box)]
+        return np.clip(self.grid.to_volume(stack), 0, 1)
+
+
+def prepare(data: Array, brain: Mask, grid: ModelGrid, preparation: Preparation, size_multiple: int) -> Prepared:
+    """Orient, resample, cut to the brain's box, pad and normalise.
+
+    Parameters
+    ----------
+    data
+        A FLAIR volume on its own grid.
+    brain
+        Its brain voxels, at least one.
+    grid
+        From the volume's grid to the model's.
+    preparation
+        The model's.
+    size_multiple
+        What the network's height and width must be multiples of.
+
+    Raises
+    ------
+    VolumeError
+        If no brain is left on the model's grid or all of it has the same value.
+    """
+    share = grid.to_model(brain)
+    inside = share >= 0.5
+    if not inside.any():
+        raise VolumeError(f"the brain vanishes on the model's grid of {grid.spacing_mm:g} mm: it has {int(brain.sum())} voxels")
+    # Weighted by the brain's share of each voxel, so that interpolation does not mix background into its edge.
+    stack = grid.to_model(np.where(brain, data, np.float32(0)))
+    np.divide(stack, share, out=stack, where=inside)
+    stack[~inside] = 0
+
+    spans = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    first, last = int(spans[0][0]), int(spans[0][-1])
+    # The volume's first and last slice are their own neighbours.
+    order = np.clip(np.arange(first - HALO, last + HALO + 1), 0, len(stack) - 1)
+    origin, boxes, pads = [first], [], [(0, 0)]
+    for span in spans[1:]:
+        start, length = int(span[0]), int(span[-1] - span[0] + 1)
+        before, after = _padding(length, size_multiple)
+        origin.append(start - before)
+        boxes.append(slice(start, start + length))
+        pads.append((before, after))
+    box = (order, *boxes)
+    brain_box = np.pad(inside[box], pads)
+    slices = _NORMALISATIONS[preparation.normalisation](np.pad(stack[box], pads), brain_box, stack[inside])
+    inner = brain_box[HALO : len(brain_box) - HALO]
+    return Prepared(slices[:, None], inner, grid, (origin[0], origin[1], origin[2]))
+
+
+def _padding(length: int, multiple: int) -> tuple[int, int]:
+    """Pixels before and after a brain of this length: 160 where it fits, else the next multiple.
+
+    >>> _padding(151, 32), _padding(160, 32), _padding(161, 32)
+    ((4, 5), (0, 0), (15, 16))
+    """
+    size = -(-max(length, SMALLEST_SIZE) // multiple) * multiple
+    before = (size - length) // 2
+    return before, size - length - before
+
+
+def slice_min_max(stack: Array, brain: Mask, _: Array) -> Array:
+    """Each slice to 0..1 with its background (0) included, then the authors' mean and deviation.
+
+    A slice without contrast is all background.
+
+    >>> stack = np.array([[[0, 5], [10, 10]], [[0, 0], [0, 0]]], np.float32)
+    >>> (slice_min_max(stack, stack > 0, stack) * OFFICIAL_STD + OFFICIAL_MEAN).round(6)
+    array([[[0. , 0.5],
+            [1. , 1. ]],
+    <BLANKLINE>
+           [[0. , 0. ],
+            [0. , 0. ]]], dtype=float32)
+    """
+    low = stack.min(axis=(1, 2), keepdims=True)
+    span = stack.max(axis=(1, 2), keepdims=True) - low
+    span[span == 0] = 1
+    result: Array = ((stack - low) / span - np.float32(OFFICIAL_MEAN)) / np.float32(OFFICIAL_STD)
+    return result
+
+
+def brain_robust_z(stack: Array, brain: Mask, values: Array) -> Array:
+    """Distance from the brain's median in robust standard deviations, clipped; background at the lower end.
+
+    >>> stack = np.array([[[0, 1, 2, 3, 4, 90]]], np.float32)
+    >>> brain_robust_z(stack, stack > 0, stack[stack > 0]).round(3)
+    array([[[-5.   , -1.349, -0.674,  0.   ,  0.674, 10.   ]]], dtype=float32)
+    """
+    median = np.median(values)
+    deviation = MAD_TO_STD * np.median(np.abs(values - median))
+    if deviation == 0:  # more than half of the brain has one value
+        deviation = values.std()
+    if deviation == 0:
+        raise VolumeError(f"the brain has no contrast: all its voxels are {float(median):g}; is this a mask instead of a FLAIR image?")
+    low, high = ROBUST_Z_RANGE
+    scaled = np.clip((stack - np.float32(median)) / np.float32(deviation), low, high)
+    return np.where(brain, scaled, np.float32(low))
+
+
+_NORMALISATIONS = {SLICE_MIN_MAX: slice_min_max, BRAIN_ROBUST_Z: brain_robust_z}

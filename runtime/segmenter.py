@@ -1,0 +1,223 @@
+"""The main job: a FLAIR volume to lesion probabilities, mask and lesions on its own grid."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import nibabel as nib
+import numpy as np
+from lesionrt.runtime import backends
+from lesionrt.runtime.backends import Backend
+from lesionrt.runtime.bundle import UNTRAINED, Bundle, load_bundle
+from lesionrt.runtime.chunks import infer_in_chunks
+from lesionrt.runtime.errors import BundleError, UsageError, VolumeError
+from lesionrt.runtime.geometry import ModelGrid
+from lesionrt.runtime.lesions import CONNECTIVITY, Lesion, find_lesions
+from lesionrt.runtime.prepare import Prepared, prepare
+from lesionrt.runtime.volume import Volume, read_brain_mask, read_flair
+from numpy.typing import NDArray
+
+REPORT_VERSION = 1
+# Where the model lies that is used when none is named.
+DEFAULT_MODEL = Path(__file__).parent / "models" / "default"
+Source = str | Path | nib.Nifti1Image
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one volume, on its own grid.
+
+    Attributes
+    ----------
+    mask
+        NIfTI image of uint8: 1 where the lesion probability is over the threshold.
+    probability
+        NIfTI image of float32.
+    lesions
+        Largest first.
+    report
+        Plain values, ready for JSON: what was found, with which model, on what, how long it took.
+    flair
+        The volume that was read.
+    """
+
+    mask: nib.Nifti1Image
+    probability: nib.Nifti1Image
+    lesions: list[Lesion]
+    report: dict[str, Any]
+    flair: Volume
+
+
+class Segmenter:
+    """Segments FLAIR volumes with a model that is loaded once; a context manager.
+
+    Parameters
+    ----------
+    model
+        A bundle's folder; None for the default model.
+    backend
+        ``auto`` or one of :data:`lesionrt.runtime.backends.NAMES`.
+    threshold
+        A voxel is lesion where its probability is over this; None for the model's own.
+    min_lesion_mm3
+        Lesions below this volume are dropped.
+    chunk
+        Slices that are computed at a time; None for as many as a fixed memory budget allows.
+        It does not change the result.
+    threads
+        On the CPU; None for one a core.
+
+    Raises
+    ------
+    BundleError
+        If the model is missing or damaged.
+    UnavailableError
+        If the backend cannot run here.
+    UsageError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> with Segmenter("bundle/") as segmenter:  # doctest: +SKIP
+    ...     result = segmenter("flair.nii.gz")
+    >>> result.report["lesion_count"], result.mask.shape  # doctest: +SKIP
+    (12, (182, 218, 182))
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        backend: str = "auto",
+        threshold: float | None = None,
+        min_lesion_mm3: float = 0.0,
+        chunk: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if threshold is not None and not 0 < threshold < 1:
+            raise UsageError(f"threshold is {threshold}; expected a probability between 0 and 1")
+        if not 0 <= min_lesion_mm3 < float("inf"):
+            raise UsageError(f"min_lesion_mm3 is {min_lesion_mm3}; expected 0 or more")
+        for name, value in (("chunk", chunk), ("threads", threads)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; expected at least 1")
+        self.bundle = _default_bundle() if model is None else load_bundle(Path(model))
+        self.threshold = self.bundle.threshold if threshold is None else threshold
+        self.min_lesion_mm3 = min_lesion_mm3
+        self.chunk = chunk
+        name, self.chosen_because = backends.choose(backend)
+        start = time.perf_counter()
+        self.backend: Backend = backends.open_backend(name, self.bundle, threads=threads)
+        self.load_seconds = time.perf_counter() - start
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.backend.__exit__(kind, error, trace)
+
+    def __call__(self, flair: Source, brain_mask: Source | None = None, progress: Progress | None = None) -> Segmentation:
+        """Segment one volume.
+
+        Parameters
+        ----------
+        flair
+            A NIfTI file or nibabel image: one skull-stripped FLAIR volume, background 0.
+        brain_mask
+            On the same grid; None to take every voxel that is not 0.
+        progress
+            Called with the slices done and their total.
+
+        Raises
+        ------
+        VolumeError
+            If a volume cannot be used.
+        UnavailableError
+            If the backend fails.
+        """
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "read"):
+            volume = read_flair(_source(flair))
+            brain = volume.data != 0 if brain_mask is None else read_brain_mask(_source(brain_mask), volume)
+        with _timed(seconds, "prepare"):
+            prepared = self.prepare(volume, brain)
+        with _timed(seconds, "infer"):
+            probabilities = infer_in_chunks(self.backend, prepared.slices, self.chunk, progress)
+        with _timed(seconds, "restore"):
+            probability = prepared.restore(probabilities)
+            probability[~brain] = 0
+            mask, lesions = find_lesions(probability > self.threshold, probability, volume.affine, self.min_lesion_mm3)
+        warnings = list(volume.warnings)
+        if brain_mask is not None:
+            warnings = [text for text in warnings if not text.startswith("does not look skull-stripped")]
+        if not self.bundle.model.trained:
+            warnings.append(UNTRAINED)
+        return Segmentation(
+            mask=volume.like(mask.astype(np.uint8), "lesionrt lesion mask"),
+            probability=volume.like(probability, "lesionrt lesion probability"),
+            lesions=lesions,
+            report=self._report(volume, lesions, prepared, seconds, warnings),
+            flair=volume,
+        )
+
+    def prepare(self, volume: Volume, brain: NDArray[np.bool_]) -> Prepared:
+        """A volume as this model's network sees it.
+
+        Raises
+        ------
+        VolumeError
+            Naming the volume.
+        """
+        preparation = self.bundle.preparation
+        grid = ModelGrid(volume.shape, volume.affine, preparation.axes, preparation.spacing_mm)
+        try:
+            return prepare(volume.data, brain, grid, preparation, self.bundle.size_multiple)
+        except VolumeError as error:
+            raise VolumeError(f"{volume.name}: {error}") from error
+
+    def _report(
+        self, volume: Volume, lesions: list[Lesion], prepared: Prepared, seconds: dict[str, float], warnings: list[str]
+    ) -> dict[str, Any]:
+        return {
+            "schema": REPORT_VERSION,
+            "input": volume.name,
+            "input_sha256": volume.sha256,
+            "lesion_count": len(lesions),
+            "lesion_volume_ml": round(sum(lesion.volume_mm3 for lesion in lesions) / 1000, 4),
+            "threshold": self.threshold,
+            "min_lesion_mm3": self.min_lesion_mm3,
+            "connectivity": CONNECTIVITY,
+            "model": self.bundle.model.as_dict(),
+            "model_sha256": self.bundle.sha256,
+            "backend": self.backend.name,
+            "backend_chosen": self.chosen_because,
+            "device": self.backend.device,
+            "precision": self.backend.precision,
+            "versions": {"lesionrt": version("lesionrt"), "backend": self.backend.library, "numpy": np.__version__},
+            "network_input": list(prepared.slices.shape),
+            "seconds": {"load": round(self.load_seconds, 3), **{stage: round(value, 3) for stage, value in seconds.items()}},
+            "warnings": warnings,
+        }
+
+
+def _default_bundle() -> Bundle:
+    if not DEFAULT_MODEL.exists():
+        raise BundleError("no default model is installed: `make demo` makes one, or name a bundle with --model")
+    return load_bundle(DEFAULT_MODEL)
+
+
+def _source(source: Source) -> Path | nib.Nifti1Image:
+    return Path(source) if isinstance(source, str) else source
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,350 @@
+"""Reading a NIfTI volume so that a damaged or unsuitable one ends in one clear error."""
+
+import gzip
+import hashlib
+import logging
+import zlib
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from lesionrt.runtime.errors import VolumeError
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+SUFFIXES = (".nii.gz", ".nii")
+GZIP_MOST = 1032  # deflate cannot compress further than this ratio
+BLOCK = 1 << 22  # bytes inflated at a time
+LARGEST_FIELD_MM = 1000.0  # no head is that long: a wrong voxel size
+LARGEST_VALUE = 1e30  # beyond it float32 arithmetic overflows
+SHEAR_TOLERANCE = 1e-3  # cosine between two array axes
+FORM_TOLERANCE_MM = 0.1  # by how much qform and sform may place a corner apart
+MOST_FORM_CODE = 5  # of qform and sform (nifti1.h)
+BRAIN_MOST_ML = 2200.0  # more tissue than this is not a brain without skull
+
+# What a header check mends and logs is looked at here instead, and told as a warning or an error.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One 3-D image in memory.
+
+    Attributes
+    ----------
+    name
+        Its path, or what to call it in messages.
+    data
+        (X, Y, Z) float32, scaled as the header says.
+    affine
+        (4, 4) voxel indices to RAS+ mm.
+    image
+        The nibabel image, for its header; its data is not held.
+    sha256
+        Of the file; None for an image in memory.
+    warnings
+        What a person should know of it.
+    """
+
+    name: str
+    data: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    image: nib.Nifti1Image
+    sha256: str | None
+    warnings: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """In voxels, without trailing axes of 1."""
+        x, y, z = self.data.shape
+        return x, y, z
+
+    def like(self, data: NDArray[Any], description: str) -> nib.Nifti1Image:
+        """An image of these voxels on exactly this volume's grid: shape, affine, both forms and codes."""
+        header = self.image.header.copy()
+        header.extensions.clear()
+        header.set_data_dtype(data.dtype)
+        header["descrip"] = description.encode()
+        header["cal_min"], header["cal_max"], header["intent_code"], header["intent_name"] = 0, 1, 0, b""
+        return type(self.image)(data.reshape(self.image.shape), self.affine, header)
+
+
+def read_volume(source: Path | nib.Nifti1Image) -> Volume:
+    """Read and check a NIfTI-1 or NIfTI-2 volume.
+
+    Parameters
+    ----------
+    source
+        A ``.nii`` or ``.nii.gz`` file, or a nibabel NIfTI image.
+
+    Raises
+    ------
+    VolumeError
+        Naming the file, what was found, what was expected and what to do.
+    """
+    if isinstance(source, nib.Nifti1Image):
+        name, read = "the given image", lambda: _check(source, name, None)
+    elif isinstance(source, str | Path):
+        name, read = str(source), lambda: _read_file(Path(source))
+    else:
+        raise VolumeError(f"a {type(source).__name__} was given; expected a path or a nibabel NIfTI image")
+    try:
+        return read()
+    except VolumeError as error:
+        raise VolumeError(f"{name}: {error}") from error.__cause__
+
+
+def read_flair(source: Path | nib.Nifti1Image) -> Volume:
+    """Read a volume that is to be segmented: as :func:`read_volume`, and it must show something.
+
+    Raises
+    ------
+    VolumeError
+        As :func:`read_volume`, and if the image is empty or constant.
+    """
+    volume = read_volume(source)
+    low, high = volume.data.min(), volume.data.max()
+    if low == high:
+        raise VolumeError(f"{volume.name}: the image is {'empty' if low == 0 else 'constant'}: every voxel is {float(low):g}")
+    tissue = np.count_nonzero(volume.data)
+    tissue_ml = tissue * abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+    if tissue <= 0.9 * volume.data.size and tissue_ml <= BRAIN_MOST_ML:
+        return volume
+    warning = (
+        f"does not look skull-stripped: {tissue_ml:.0f} ml are not zero; lesions may be drawn outside the brain. "
+        "Strip the skull first or give a brain mask"
+    )
+    return replace(volume, warnings=(*volume.warnings, warning))
+
+
+def _read_file(path: Path) -> Volume:
+    stored = _stored_bytes(path)
+    content = _inflated(stored) if path.name.endswith(".gz") else stored
+    return _check(_parse(content), str(path), hashlib.sha256(stored).hexdigest())
+
+
+def _stored_bytes(path: Path) -> bytes:
+    if not path.exists():
+        raise VolumeError("no such file")
+    if not path.is_file():
+        raise VolumeError("not a file; expected a NIfTI volume (.nii or .nii.gz)")
+    if not path.name.endswith(SUFFIXES):
+        raise VolumeError("not a NIfTI file by its name; expected .nii or .nii.gz (convert DICOM with dcm2niix)")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise VolumeError(f"cannot be read ({error.strerror})") from error
+    if not content:
+        raise VolumeError("the file is empty (0 bytes); copy it again from its source")
+    return content
+
+
+def _inflated(stored: bytes) -> bytes:
+    """The whole gzip stream, checksum included; never more than its header's volume needs."""
+    content = bytearray()
+    try:
+        with gzip.GzipFile(fileobj=BytesIO(stored)) as stream:
+            content += stream.read(nib.Nifti2Header.sizeof_hdr)
+            limit = _expected_length(bytes(content), len(stored) * GZIP_MOST)
+            while block := stream.read(BLOCK):
+                content += block
+                if len(content) > limit:
+                    break
+    except EOFError as error:
+        raise VolumeError("the gzip stream ends early: the file is truncated; copy it again from its source") from error
+    except (OSError, zlib.error) as error:
+        raise VolumeError(f"damaged gzip ({error}); copy the file again from its source") from error
+    return bytes(content)
+
+
+def _header(content: bytes) -> nib.Nifti1Header:
+    """The raw header, nothing in it mended."""
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        size = kind.sizeof_hdr
+        if content[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
+            if len(content) < size:
+                raise VolumeError(f"truncated: {len(content)} bytes, and the header alone has {size}; copy it again from its source")
+            header = kind(content[:size], check=False)
+            if header["magic"].item() not in (b"n+1", b"n+2"):
+                raise VolumeError(
+                    "not a single-file NIfTI (its magic is neither n+1 nor n+2); Analyze files and .hdr/.img pairs must be converted"
+                )
+            return header
+    raise VolumeError("not NIfTI: the file does not begin with a NIfTI-1 or NIfTI-2 header")
+
+
+def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
+    """The image's dimensions, refused if it is no single 3-D volume."""
+    dim = [int(n) for n in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise VolumeError(f"the header says {dim[0]} dimensions; expected 3")
+    shape = tuple(dim[1 : dim[0] + 1])
+    _check_shape(shape)
+    return shape
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    text = "x".join(map(str, shape))
+    if any(n < 1 for n in shape):
+        raise VolumeError(f"dimensions are {text}; expected at least 1 voxel along every axis")
+    if any(n > 1 for n in shape[3:]):
+        raise VolumeError(f"holds more than one volume ({text}); expected one 3-D FLAIR volume: split the series first")
+    if len(shape) < 3 or 1 in shape[:3]:
+        raise VolumeError(f"a 2-D image ({text}); expected a 3-D volume of at least 2 voxels along every axis")
+
+
+def _expected_length(content: bytes, most: int) -> int:
+    """Bytes of the file that the header describes; refused where the file cannot hold as many."""
+    header = _header(content)
+    shape = _shape(header)
+    try:
+        itemsize = header.get_data_dtype().itemsize
+    except HeaderDataError as error:
+        raise VolumeError(f"data type code {int(header['datatype'])} is not one of NIfTI's") from error
+    if int(header["bitpix"]) != itemsize * 8:
+        raise VolumeError(f"the header contradicts itself: {int(header['bitpix'])} bits a voxel, and a data type of {itemsize * 8} bits")
+    offset = float(header["vox_offset"])
+    if not (np.isfinite(offset) and header.sizeof_hdr <= offset <= most and offset == int(offset)):
+        raise VolumeError(f"the header places the voxels at byte {offset:g}, outside the file")
+    expected = int(offset) + itemsize * int(np.prod(shape, dtype=object))
+    if expected > most:
+        raise VolumeError(
+            f"dimensions {'x'.join(map(str, shape))} need {expected} bytes, and the file holds at most {most}: "
+            "it is truncated or its header is damaged; copy it again from its source"
+        )
+    return expected
+
+
+def _parse(content: bytes) -> nib.Nifti1Image:
+    """The image in a file's (inflated) bytes."""
+    expected = _expected_length(content, len(content))
+    if len(content) > expected:
+        raise VolumeError(
+            f"holds more than the {expected} bytes that its header describes: the header is damaged; copy it again from its source"
+        )
+    _check_header(_header(content))
+    kind = nib.Nifti1Image if content[:4] in ((348).to_bytes(4, "little"), (348).to_bytes(4, "big")) else nib.Nifti2Image
+    try:
+        return kind.from_bytes(content)
+    except (HeaderDataError, ImageFileError, ValueError, OSError) as error:
+        raise VolumeError(f"damaged NIfTI header ({error})") from error
+
+
+def _check_header(header: nib.Nifti1Header) -> None:
+    """What nibabel would mend on reading."""
+    sizes = [float(size) for size in header["pixdim"][1:4]]
+    if not all(np.isfinite(size) and size > 0 for size in sizes):
+        raise VolumeError(f"voxel size {'x'.join(f'{size:g}' for size in sizes)} mm; expected positive sizes: mend the header's pixdim")
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in (0, 2):
+        name = {1: "metres", 3: "micrometres"}.get(unit, f"code {unit}")
+        raise VolumeError(f"voxel sizes are in {name}; expected millimetres: mend the header's xyzt_units and sizes")
+    codes = {name: int(header[name]) for name in ("qform_code", "sform_code")}
+    if not all(0 <= code <= MOST_FORM_CODE for code in codes.values()):
+        raise VolumeError(
+            f"{' and '.join(f'{name} {code}' for name, code in codes.items())}; expected 0 to {MOST_FORM_CODE}: mend the header"
+        )
+    if not any(codes.values()):
+        raise VolumeError(
+            "qform and sform codes are both 0, so the orientation is unknown: "
+            "convert the image again from DICOM, or set the codes if you know that the affine is right"
+        )
+
+
+def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
+    """Checks that a file and an image in memory share."""
+    _check_shape(image.shape)
+    _check_header(image.header)
+    warnings: list[str] = []
+    affine = _checked_affine(image, warnings)
+    dtype = image.dataobj.dtype
+    if dtype.kind not in "iuf":
+        kind = "RGB colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
+        raise VolumeError(f"holds {kind} data; expected one real number a voxel: export the magnitude image")
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            data = np.asanyarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    except (HeaderDataError, ValueError, OSError) as error:
+        raise VolumeError(f"the voxels cannot be read ({error})") from error
+    _check_values(data)
+    field_mm = voxel_sizes(affine) * data.shape
+    if field_mm.max() > LARGEST_FIELD_MM:
+        text = "x".join(f"{length:.0f}" for length in field_mm)
+        raise VolumeError(f"the field of view is {text} mm; expected at most {LARGEST_FIELD_MM:.0f}: mend the voxel size in the header")
+    # The header alone is kept: the voxels are in `data`.
+    bare = type(image)(np.broadcast_to(np.float32(0), image.shape), image.affine, image.header)
+    return Volume(name, data, affine, bare, digest, tuple(warnings))
+
+
+def _checked_affine(image: nib.Nifti1Image, warnings: list[str]) -> NDArray[np.float64]:
+    affine = np.asarray(image.affine, np.float64)
+    axes = affine[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not np.isfinite(affine).all() or lengths.min() == 0 or abs(np.linalg.det(axes / np.where(lengths, lengths, 1))) < 1e-6:
+        raise VolumeError("the affine is singular or not finite: two array axes point the same way; mend the header's sform or qform")
+    cosines = (axes / lengths).T @ (axes / lengths) - np.eye(3)
+    if np.abs(cosines).max() > SHEAR_TOLERANCE:
+        raise VolumeError(
+            f"the affine is sheared (cosine {np.abs(cosines).max():.3f} between two array axes, at most {SHEAR_TOLERANCE:g}): "
+            "resample the image to an orthogonal grid first"
+        )
+    header = image.header
+    if int(header["sform_code"]) > 0:
+        corners = np.array(np.meshgrid(*[[0, n - 1] for n in image.shape[:3]])).reshape(3, -1)
+        try:
+            other = header.get_qform(coded=False) if int(header["qform_code"]) > 0 else None
+        except (HeaderDataError, ValueError):
+            warnings.append("qform cannot be read; sform is used")
+            return affine
+        if other is not None:
+            apart = np.abs((affine - other)[:3, :3] @ corners + (affine - other)[:3, 3:]).max()
+            if not apart <= FORM_TOLERANCE_MM:
+                warnings.append(f"qform and sform disagree by up to {apart:.1f} mm; sform is used")
+        else:
+            sizes = np.asarray(header.get_zooms()[:3], np.float64)
+            if np.abs(sizes / lengths - 1).max() > 0.01:
+                warnings.append(f"pixdim says voxels of {_by(sizes)} mm, sform of {_by(lengths)} mm; sform is used")
+    return affine
+
+
+def _by(sizes: NDArray[np.float64]) -> str:
+    return "x".join(f"{size:g}" for size in sizes.round(3))
+
+
+def _check_values(data: NDArray[np.float32]) -> None:
+    low, high = data.min(), data.max()  # NaN if any voxel is
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = ~np.isfinite(data)
+        first = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+        raise VolumeError(f"{int(bad.sum())} voxels are NaN or infinite, the first at {first}; expected finite intensities")
+    if max(abs(low), abs(high)) > LARGEST_VALUE:
+        raise VolumeError(f"intensities reach {float(max(abs(low), abs(high))):g}; expected at most {LARGEST_VALUE:g}: rescale the image")
+
+
+def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> NDArray[np.bool_]:
+    """A brain mask on the FLAIR volume's grid: true where its value is over 0.5.
+
+    Raises
+    ------
+    VolumeError
+        If it cannot be read, lies on another grid, or is empty.
+    """
+    mask = read_volume(source)
+    prefix = f"brain mask {mask.name}"
+    if mask.shape != flair.shape:
+        raise VolumeError(f"{prefix}: its grid is {_dims(mask)} voxels, that of {flair.name} is {_dims(flair)}; resample the mask")
+    if not np.allclose(mask.affine, flair.affine, atol=1e-2):
+        raise VolumeError(f"{prefix}: its affine differs from that of {flair.name}; resample the mask to the image's grid")
+    brain = mask.data > 0.5
+    if not brain.any():
+        raise VolumeError(f"{prefix}: empty, no voxel is over 0.5")
+    return brain
+
+
+def _dims(volume: Volume) -> str:
+    return "x".join(map(str, volume.shape))

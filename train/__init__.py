@@ -1,0 +1,1 @@
+"""The paper's network, its checkpoints, and how it learns."""

@@ -1,0 +1,100 @@
+"""Checkpoints: one file that rebuilds its network and says how its input is prepared."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from lesionrt.runtime.bundle import ModelInfo
+from lesionrt.runtime.errors import CheckpointError
+from lesionrt.runtime.files import write_atomically
+from lesionrt.runtime.prepare import Preparation
+from lesionrt.train.model import Network, NetworkConfig
+
+FORMAT = "lesionrt checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with what is needed to use it."""
+
+    network: Network
+    preparation: Preparation
+    model: ModelInfo
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint atomically; an existing file is replaced."""
+    buffer = BytesIO()
+    torch.save(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "network": checkpoint.network.config.as_dict(),
+            "preparation": checkpoint.preparation.as_dict(),
+            "model": checkpoint.model.as_dict(),
+            "state": checkpoint.network.state_dict(),
+        },
+        buffer,
+    )
+    write_atomically({path: buffer.getvalue()})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Rebuild a network from its checkpoint, in evaluation mode, on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, truncated or not one of ours.
+    """
+    content = read_torch_file(path)
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        hint = " (a checkpoint of the paper's authors? Use `lesionrt import-official`)" if _is_official(content) else ""
+        raise CheckpointError(f"{path}: not a lesionrt checkpoint{hint}")
+    if content.get("version") != VERSION:
+        raise CheckpointError(f"{path}: checkpoint version {content.get('version')!r}; this lesionrt reads version {VERSION}")
+    missing = [key for key in ("network", "preparation", "model", "state") if not isinstance(content.get(key), Mapping)]
+    if missing:
+        raise CheckpointError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")
+    try:
+        network = Network(NetworkConfig(**content["network"]))
+        preparation = Preparation(**content["preparation"])
+        model = ModelInfo(**content["model"])
+        network.load_state_dict(content["state"])
+    except (TypeError, ValueError, RuntimeError) as error:  # load_state_dict lists every key that differs
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(network.eval(), preparation, model)
+
+
+def read_torch_file(path: Path) -> Any:
+    """What ``torch.save`` wrote, tensors and plain values only: no code in the file is run.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, truncated or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch file ({_first_line(error)})") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a PyTorch file, or it holds more than tensors and plain values, which is never loaded ({_first_line(error)})"
+        ) from error
+
+
+def _is_official(content: Any) -> bool:
+    return isinstance(content, Mapping) and "model_state" in content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
