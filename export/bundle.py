@@ -106,19 +106,27 @@ def _build(
 
     ranges = None
     if "fp16" in precisions and network.config.attention:
-        ranges = _checked_ranges(checkpoint, large if slices is None else slices, "phantom" if slices is None else "a real scan", say)
+        ranges = _checked_ranges(
+            checkpoint, large if slices is None else slices, "phantom" if slices is None else "a real scan", say
+        )
     graphs = {}
     for precision in precisions:
         say(f"ONNX graph, {precision}")
         graphs[precision] = f"model_{precision}.onnx"
-        export_graph(network, precision, folder / graphs[precision], graph_metadata(network, checkpoint_sha256, precision))
+        export_graph(
+            network, precision, folder / graphs[precision], graph_metadata(network, checkpoint_sha256, precision)
+        )
 
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "model": checkpoint.model.as_dict(),
         "network": network.config.as_dict(),
-        "input": {**checkpoint.preparation.as_dict(), "region": checkpoint.preparation.region, "size_multiple": multiple},
+        "input": {
+            **checkpoint.preparation.as_dict(),
+            "region": checkpoint.preparation.region,
+            "size_multiple": multiple,
+        },
         "threshold": THRESHOLD,
         "graphs": graphs,
         "opset": OPSET,
@@ -134,7 +142,9 @@ def _build(
         rows += _prove(folder, precision, tolerances[precision], (large, small), probabilities, checkpoint_sha256)
     failed = [row for row in rows if row["findings"]]
     if failed:
-        raise ParityError("the exported graph does not agree with PyTorch; no bundle was written\n" + "\n".join(report_lines(failed)))
+        raise ParityError(
+            "the exported graph does not agree with PyTorch; no bundle was written\n" + "\n".join(report_lines(failed))
+        )
     _write_manifest({**manifest, "parity": rows}, folder)
     return rows
 

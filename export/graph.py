@@ -69,7 +69,13 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
         )
     assert program is not None
     model = program.model_proto
-    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.graph.input, *model.graph.output):
+    for part in (
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+    ):
         del part.metadata_props[:]  # the exporter's traces, with paths of this machine
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
@@ -104,8 +110,14 @@ def _check_signature(model: onnx.ModelProto) -> None:
         if len(dims) != len(symbolic) + len(fixed):
             findings.append(f"{name} has {len(dims)} dimensions, expected {len(symbolic) + len(fixed)}")
             continue
-        findings += [f"{name}: dimension {axis} is fixed to {dims[axis].dim_value}" for axis in symbolic if not dims[axis].dim_param]
-        findings += [f"{name}: dimension {axis} is not {size}" for axis, size in fixed.items() if dims[axis].dim_value != size]
+        findings += [
+            f"{name}: dimension {axis} is fixed to {dims[axis].dim_value}"
+            for axis in symbolic
+            if not dims[axis].dim_param
+        ]
+        findings += [
+            f"{name}: dimension {axis} is not {size}" for axis, size in fixed.items() if dims[axis].dim_value != size
+        ]
     if findings:
         raise ParityError("the exported graph is not what it should be:\n  " + "\n  ".join(findings))
 

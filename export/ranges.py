@@ -45,7 +45,13 @@ def product_ranges(network: Network, slices: NDArray[np.float32]) -> list[Produc
             def keep(key: str, factors: dict[str, Tensor] = factors) -> Callable[..., None]:
                 return lambda module, inputs, output: factors.update({key: output})
 
-            def look(module: nn.Module, inputs: object, output: Tensor, name: str = name, factors: dict[str, Tensor] = factors) -> None:
+            def look(
+                module: nn.Module,
+                inputs: object,
+                output: Tensor,
+                name: str = name,
+                factors: dict[str, Tensor] = factors,
+            ) -> None:
                 y = F.interpolate(factors.pop("squeeze"), scale_factor=2.0, mode="nearest")
                 r = factors.pop("residual")
                 in_half = y.half() * r.half() + y.half()

@@ -8,9 +8,8 @@ import torch
 from lesionrt.runtime.bundle import REFERENCE, Bundle
 from lesionrt.runtime.errors import CheckpointError
 from lesionrt.runtime.files import sha256
-from lesionrt.runtime.geometry import ModelGrid
 from lesionrt.runtime.parity import Reference, load_reference
-from lesionrt.runtime.prepare import prepare
+from lesionrt.runtime.prepare import prepare_volume
 from lesionrt.runtime.volume import read_flair
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network, windows_of
@@ -53,7 +52,6 @@ def checkpoint_reference(
         slices, source = stored.slices, stored.source
     else:
         volume = read_flair(flair)
-        grid = ModelGrid(volume.shape, volume.affine, bundle.preparation.axes, bundle.preparation.spacing_mm)
-        slices = prepare(volume.data, volume.data != 0, grid, bundle.preparation, bundle.size_multiple).slices
+        slices = prepare_volume(volume, volume.data != 0, bundle.preparation, bundle.size_multiple).slices
         source = f"{flair.name} (sha256 {volume.sha256})"
     return Reference(slices, window_probabilities(loaded.network, slices, progress), sha256(checkpoint), source)

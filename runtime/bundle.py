@@ -28,7 +28,9 @@ class ModelInfo:
     def __post_init__(self) -> None:
         texts = (self.name, self.version, self.description)
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.trained, bool) or not self.name:
-            raise InputError(f"model description {self!r}; expected name, version and description as text, trained as true or false")
+            raise InputError(
+                f"model description {self!r}; expected name, version and description as text, trained as true or false"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a manifest."""
@@ -124,11 +126,15 @@ def load_bundle(path: Path) -> Bundle:
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise BundleError(f"{manifest_path}: not readable as JSON ({error}); export or copy the bundle again") from error
+        raise BundleError(
+            f"{manifest_path}: not readable as JSON ({error}); export or copy the bundle again"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{manifest_path}: not the manifest of a lesionrt bundle")
     if manifest.get("version") != VERSION:
-        raise BundleError(f"{manifest_path}: format version {manifest.get('version')!r}; this lesionrt reads version {VERSION}")
+        raise BundleError(
+            f"{manifest_path}: format version {manifest.get('version')!r}; this lesionrt reads version {VERSION}"
+        )
     try:
         _check_manifest(manifest)
         preparation = {name: manifest["input"][name] for name in Preparation.__dataclass_fields__}

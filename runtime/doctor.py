@@ -6,6 +6,7 @@ from typing import Any
 
 from lesionrt.runtime.backends import NAMES, choose, probe
 from lesionrt.runtime.backends.gpu import gpus
+from lesionrt.runtime.backends.onnx_session import conflict
 from lesionrt.runtime.errors import UnavailableError
 
 PACKAGES = ("lesionrt", "numpy", "scipy", "nibabel", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnxscript")
@@ -23,6 +24,7 @@ def examine() -> dict[str, Any]:
         "gpus": list(gpus()),
         "backends": [vars(probe(name)) for name in NAMES],
         "auto": {"backend": chosen, "why": why},
+        "conflict": conflict(),
     }
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 SPACING_TOLERANCE = 0.01  # relative; a spacing this close to the model's is not interpolated
 Array = NDArray[np.float32]
+Orientation = NDArray[np.float64]  # nibabel's: (3, 2), target axis and flip of each axis
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ModelGrid:
 
     def to_model(self, data: NDArray[np.generic]) -> Array:
         """Values on the volume's grid to (slices, H, W) on the model's, as float32."""
-        stack = apply_orientation(data, self._transform(self._own, self._model)).astype(np.float32, copy=False)
+        stack: Array = apply_orientation(data, self._forward).astype(np.float32, copy=False)
         for axis, (length, spacing) in enumerate(zip(self.model_shape, self._spacings, strict=True)):
             stack = resample(stack, axis, spacing, length, self.spacing_mm)
         return stack
@@ -46,34 +47,37 @@ class ModelGrid:
         """Values (slices, H, W) on the model's grid to the volume's, as float32."""
         for axis, (length, spacing) in enumerate(zip(self._oriented_shape, self._spacings, strict=True)):
             stack = resample(stack, axis, self.spacing_mm, length, spacing)
-        # The inverse is the transform from the model's orientation to the volume's; applying the
-        # forward one again is wrong for 28 of the 48 axis orientations.
-        return np.ascontiguousarray(apply_orientation(stack, self._transform(self._model, self._own)))
+        # Not the forward transform again: that is wrong for 28 of the 48 axis orientations.
+        return np.ascontiguousarray(apply_orientation(stack, ornt_transform(self._model, self._own)))
 
     @property
     def model_shape(self) -> tuple[int, int, int]:
         """(slices, H, W) on the model's grid."""
         slices, height, width = (
-            max(1, round(length * spacing / self.spacing_mm)) for length, spacing in zip(self._oriented_shape, self._spacings, strict=True)
+            max(1, round(length * spacing / self.spacing_mm))
+            for length, spacing in zip(self._oriented_shape, self._spacings, strict=True)
         )
         return slices, height, width
 
     @property
-    def _own(self) -> NDArray[np.float64]:
-        return io_orientation(self.affine)
+    def _own(self) -> Orientation:
+        own: Orientation = io_orientation(self.affine)
+        return own
 
     @property
-    def _model(self) -> NDArray[np.float64]:
-        return axcodes2ornt(tuple(self.axes))
+    def _model(self) -> Orientation:
+        model: Orientation = axcodes2ornt(tuple(self.axes))
+        return model
 
-    @staticmethod
-    def _transform(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
-        return ornt_transform(start, end)
+    @property
+    def _forward(self) -> Orientation:
+        forward: Orientation = ornt_transform(self._own, self._model)
+        return forward
 
     @property
     def _order(self) -> list[int]:
         """Which of the volume's axes is the model's first, second and third."""
-        return [int(axis) for axis in np.argsort(self._transform(self._own, self._model)[:, 0])]
+        return [int(axis) for axis in np.argsort(self._forward[:, 0])]
 
     @property
     def _oriented_shape(self) -> tuple[int, ...]:
@@ -83,7 +87,9 @@ class ModelGrid:
     def _spacings(self) -> list[float]:
         """Millimetres between voxels along the model's axes, the model's own where they are close to it."""
         sizes = voxel_sizes(self.affine)[self._order]
-        return [self.spacing_mm if abs(size / self.spacing_mm - 1) <= SPACING_TOLERANCE else float(size) for size in sizes]
+        return [
+            self.spacing_mm if abs(size / self.spacing_mm - 1) <= SPACING_TOLERANCE else float(size) for size in sizes
+        ]
 
 
 def resample(data: Array, axis: int, spacing: float, length: int, new_spacing: float) -> Array:

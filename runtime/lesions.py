@@ -4,6 +4,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,8 @@ def label(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     >>> label(np.eye(3, dtype=bool)[None])[1]  # touching corners are one lesion
     1
     """
-    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    return labels, int(count)
+    labels = np.empty(mask.shape, np.int32)
+    return labels, int(ndimage.label(mask, np.ones((3, 3, 3)), output=labels))
 
 
 def find_lesions(
@@ -67,20 +68,22 @@ def find_lesions(
     where = np.nonzero(mask)
     of = labels[where]
     sizes = np.bincount(of, minlength=count + 1)
-    means = [np.bincount(of, values, count + 1) / np.maximum(sizes, 1) for values in (*where, probability[where])]
+    values: list[NDArray[Any]] = [*where, probability[where]]
+    means = [np.bincount(of, each, count + 1) / np.maximum(sizes, 1) for each in values]
     kept = [n for n in range(1, count + 1) if sizes[n] * voxel_mm3 >= smallest_mm3]
     kept.sort(key=lambda n: (-int(sizes[n]), n))
     boxes = ndimage.find_objects(labels)
     lesions = []
     for n in kept:
         centroid = affine[:3, :3] @ [mean[n] for mean in means[:3]] + affine[:3, 3]
+        box = boxes[n - 1]
         lesions.append(
             Lesion(
                 voxels=int(sizes[n]),
                 volume_mm3=float(sizes[n] * voxel_mm3),
                 centroid_mm=(float(centroid[0]), float(centroid[1]), float(centroid[2])),
-                first=tuple(int(side.start) for side in boxes[n - 1]),
-                last=tuple(int(side.stop) - 1 for side in boxes[n - 1]),
+                first=(box[0].start, box[1].start, box[2].start),
+                last=(box[0].stop - 1, box[1].stop - 1, box[2].stop - 1),
                 mean_probability=float(means[3][n]),
             )
         )
@@ -97,12 +100,30 @@ def lesion_table(lesions: Sequence[Lesion]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     box = [f"{axis}_{end}" for axis in "ijk" for end in ("first", "last")]
     writer.writerow(
-        ["lesion", "volume_mm3", "voxels", "centroid_r_mm", "centroid_a_mm", "centroid_s_mm", *box, "mean_probability", "connectivity"]
+        [
+            "lesion",
+            "volume_mm3",
+            "voxels",
+            "centroid_r_mm",
+            "centroid_a_mm",
+            "centroid_s_mm",
+            *box,
+            "mean_probability",
+            "connectivity",
+        ]
     )
     for number, lesion in enumerate(lesions, 1):
         ends = [n for pair in zip(lesion.first, lesion.last, strict=True) for n in pair]
         centroid = [f"{mm:.2f}" for mm in lesion.centroid_mm]
         writer.writerow(
-            [number, f"{lesion.volume_mm3:.3f}", lesion.voxels, *centroid, *ends, f"{lesion.mean_probability:.4f}", CONNECTIVITY]
+            [
+                number,
+                f"{lesion.volume_mm3:.3f}",
+                lesion.voxels,
+                *centroid,
+                *ends,
+                f"{lesion.mean_probability:.4f}",
+                CONNECTIVITY,
+            ]
         )
     return text.getvalue()

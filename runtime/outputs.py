@@ -72,17 +72,26 @@ def plan_jobs(inputs: Sequence[Path], out: Path) -> tuple[list[Job], list[Path]]
             flairs.append(given)
     root = Path(os.path.commonpath(roots))
     jobs = [Job(flair, targets_of(out / _absolute(flair).relative_to(root))) for flair in flairs]
-    writers: dict[Path, list[Path]] = {}
-    for job in jobs:
-        writers.setdefault(job.targets["mask"], []).append(job.flair)
-    clashes = [f"  {target}: {', '.join(map(str, sources))}" for target, sources in writers.items() if len(sources) > 1]
-    if clashes:
-        raise UsageError("several inputs would be written to the same file; rename them or run them apart:\n" + "\n".join(clashes))
+    _check_clashes(jobs)
     return jobs, left_out
 
 
+def _check_clashes(jobs: Sequence[Job]) -> None:
+    """No output may be that of another input, or an input itself."""
+    users: dict[Path, list[Path]] = {_absolute(job.flair): [job.flair] for job in jobs}
+    for job in jobs:
+        for target in job.targets.values():
+            users.setdefault(_absolute(target), []).append(job.flair)
+    clashes = {target: sources for target, sources in users.items() if len(sources) > 1}
+    if clashes:
+        lines = (f"  {target}: {', '.join(map(str, sources))}" for target, sources in clashes.items())
+        raise UsageError(
+            "several inputs would be written to the same file; rename them or run them apart:\n" + "\n".join(lines)
+        )
+
+
 def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # not `resolve`: a link keeps the name it was given by
+    return Path(os.path.abspath(path))  # noqa: PTH100 (`resolve` would follow a link; it keeps its own name)
 
 
 def _volumes(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -134,7 +143,9 @@ def check_free(job: Job) -> None:
             raise OutputError(f"{job.flair}: {target} exists already; give --force to overwrite, or another folder")
 
 
-def write_results(result: Segmentation, job: Job, probabilities: bool = False, overlay: bool = False) -> dict[str, Path]:
+def write_results(
+    result: Segmentation, job: Job, probabilities: bool = False, overlay: bool = False
+) -> dict[str, Path]:
     """Write mask, table and report, and on request probabilities and overlay, all of them or none.
 
     Returns
@@ -146,7 +157,10 @@ def write_results(result: Segmentation, job: Job, probabilities: bool = False, o
     OutputError
         If a file cannot be written.
     """
-    content = {"report": (json.dumps(result.report, indent=2) + "\n").encode(), "table": lesion_table(result.lesions).encode()}
+    content = {
+        "report": (json.dumps(result.report, indent=2) + "\n").encode(),
+        "table": lesion_table(result.lesions).encode(),
+    }
     if overlay:
         content["overlay"] = draw_overlay(result)
     if probabilities:

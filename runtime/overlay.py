@@ -13,11 +13,16 @@ from scipy import ndimage
 
 SLICES = 6
 COLUMNS = 3
-TILE = 320  # pixels along a slice's longer side
+TILE = 340  # pixels along a slice's longer side
+GAP = 6  # pixels between slices
+CAPTION_WIDTH = 480  # pixels, at least
+FONT, LINE = 16, 22  # pixels
+ROOM_MM = 12.0  # around the head
+BRIGHTEST = 225  # grey value of the brightest tissue, so that the outline stands out
+FRAME = (34, 34, 40)
 RED = (255, 64, 64)
 WHITE = (235, 235, 235)
 AMBER = (255, 190, 60)
-MARGIN = 8
 
 
 def draw_overlay(result: Segmentation) -> bytes:
@@ -25,24 +30,29 @@ def draw_overlay(result: Segmentation) -> bytes:
     affine = result.flair.affine
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(("L", "P", "S")))
     flair: NDArray[np.float32] = apply_orientation(result.flair.data, turn)
-    mask = apply_orientation(np.asarray(result.mask.dataobj).reshape(result.flair.shape), turn) > 0
+    mask: NDArray[np.bool_] = apply_orientation(np.asarray(result.mask.dataobj).reshape(result.flair.shape), turn) > 0
     order = np.argsort(turn[:, 0])
     spacing = voxel_sizes(affine)[order]
     positions = _positions_mm(result, int(order[2]))
-
-    tiles = [_tile(flair, mask, k, spacing, positions) for k in _choose(mask, flair != 0)]
+    low, high = np.percentile(flair[flair != 0], [1, 99.5])
+    window = (float(low), float(max(high - low, np.finfo(np.float32).tiny)))
+    box = tuple(_span((flair != 0).any(axis=axes), size) for axes, size in (((1, 2), spacing[0]), ((0, 2), spacing[1])))
+    tiles = [
+        _tile(flair[box][:, :, k], mask[box][:, :, k], window, spacing, positions[k]) for k in _choose(mask, flair != 0)
+    ]
     width, height = tiles[0].size
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
-    font = ImageFont.load_default(16)
-    lines = _caption(result, font, columns * width - 2 * MARGIN)
-    head = MARGIN + 22 * len(lines) + MARGIN
-    picture = Image.new("RGB", (columns * width, head + rows * height))
+    font = ImageFont.load_default(FONT)
+    across = max(columns * (width + GAP) - GAP, CAPTION_WIDTH)
+    lines = _caption(result, font, across - 2 * GAP)
+    head = GAP + LINE * len(lines) + GAP
+    picture = Image.new("RGB", (across, head + rows * (height + GAP)), FRAME)
     draw = ImageDraw.Draw(picture)
     for number, (line, colour) in enumerate(lines):
-        draw.text((MARGIN, MARGIN + 22 * number), line, colour, font)
+        draw.text((GAP, GAP + LINE * number), line, colour, font)
     for number, tile in enumerate(tiles):
-        picture.paste(tile, (number % columns * width, head + number // columns * height))
+        picture.paste(tile, (number % columns * (width + GAP), head + number // columns * (height + GAP)))
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
@@ -53,7 +63,7 @@ def _positions_mm(result: Segmentation, axis: int) -> NDArray[np.float64]:
     affine, shape = result.flair.affine, result.flair.shape
     index = (np.array(shape) - 1) / 2 * np.ones((shape[axis], 1))
     index[:, axis] = np.arange(shape[axis])
-    positions = index @ affine[2, :3] + affine[2, 3]
+    positions: NDArray[np.float64] = index @ affine[2, :3] + affine[2, 3]
     return positions if affine[2, axis] > 0 else positions[::-1]
 
 
@@ -68,25 +78,34 @@ def _choose(mask: NDArray[np.bool_], tissue: NDArray[np.bool_]) -> list[int]:
     return [int(part[area[part].argmax()]) for part in parts if len(part)]
 
 
+def _span(tissue: NDArray[np.bool_], spacing: float) -> slice:
+    """Where the head is along an axis, with room for the letters at its sides."""
+    where = np.flatnonzero(tissue)
+    room = round(ROOM_MM / spacing)
+    return slice(max(0, int(where[0]) - room), int(where[-1]) + room + 1)
+
+
 def _tile(
-    flair: NDArray[np.float32], mask: NDArray[np.bool_], k: int, spacing: NDArray[np.float64], positions: NDArray[np.float64]
+    flair: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    window: tuple[float, float],
+    spacing: NDArray[np.float64],
+    position_mm: float,
 ) -> Image.Image:
-    tissue = flair[flair != 0]
-    low, high = np.percentile(tissue, [1, 99.5])
-    grey = np.clip((flair[:, :, k].T - low) / max(high - low, np.finfo(np.float32).tiny) * 225, 0, 255)
-    grey[flair[:, :, k].T == 0] = 0
-    extent = np.array(flair.shape[:2]) * spacing[:2]
-    size = tuple(int(n) for n in np.maximum(1, np.round(extent / extent.max() * TILE)))
-    tile = Image.fromarray(grey.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
-    large = np.asarray(Image.fromarray(mask[:, :, k].T).resize(size, Image.Resampling.NEAREST))
+    """One slice (L, P), with its lesions outlined and its sides named."""
+    grey = np.clip((flair.T - window[0]) / window[1] * BRIGHTEST, 0, BRIGHTEST)
+    grey[flair.T == 0] = 0
+    extent = np.array(flair.shape) * spacing[:2]
+    width, height = (int(n) for n in np.maximum(1, np.round(extent / extent.max() * TILE)))
+    tile = Image.fromarray(grey.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
+    large = np.asarray(Image.fromarray(mask.T).resize((width, height), Image.Resampling.NEAREST))
     pixels = np.array(tile)
     pixels[large & ~ndimage.binary_erosion(large)] = RED
     tile = Image.fromarray(pixels)
-    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(16)
-    middle = size[1] // 2
-    draw.text((4, middle), "R", WHITE, font, anchor="lm")
-    draw.text((size[0] - 4, middle), "L", WHITE, font, anchor="rm")
-    draw.text((4, size[1] - 4), f"S {positions[k]:.0f} mm", WHITE, font, anchor="ls")
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(FONT)
+    draw.text((4, height // 2), "R", WHITE, font, anchor="lm")
+    draw.text((width - 4, height // 2), "L", WHITE, font, anchor="rm")
+    draw.text((4, height - 4), f"S {position_mm:.0f} mm", WHITE, font, anchor="ls")
     return tile
 
 

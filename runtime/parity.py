@@ -78,7 +78,9 @@ class Comparison:
         if tolerance.maximum is not None and not self.max_difference <= tolerance.maximum:
             found.append(f"maximum difference {self.max_difference:.3g} is over {tolerance.maximum:g}")
         if not self.percentile_difference <= tolerance.percentile:
-            found.append(f"{PERCENTILE}th percentile difference {self.percentile_difference:.3g} is over {tolerance.percentile:g}")
+            found.append(
+                f"{PERCENTILE}th percentile difference {self.percentile_difference:.3g} is over {tolerance.percentile:g}"
+            )
         if masks:
             if not self.dice >= tolerance.dice:
                 found.append(f"mask Dice {self.dice:.5f} is under {tolerance.dice:g}")
@@ -180,8 +182,25 @@ def load_reference(path: Path) -> Reference:
     slices, lesion = arrays["slices"], arrays["lesion"]
     fits = slices.ndim == 4 and slices.shape[1] == 1 and lesion.shape == (slices.shape[0] - 2, *slices.shape[2:])
     if not fits or slices.dtype != np.float32 or lesion.dtype != np.float32 or not lesion.size:
-        raise InputError(f"{path}: holds slices {slices.shape} and lesion {lesion.shape}; expected (n + 2, 1, H, W) and (n, H, W), float32")
+        raise InputError(
+            f"{path}: holds slices {slices.shape} and lesion {lesion.shape}; expected (n + 2, 1, H, W) and (n, H, W), float32"
+        )
     return Reference(slices, lesion, str(arrays["checkpoint_sha256"]), str(arrays["source"]))
+
+
+def summary_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Comparisons for people: one line each."""
+    lines = []
+    for row in rows:
+        tolerance, result = row["tolerance"], row["comparison"]
+        maximum = "" if tolerance["maximum"] is None else f" (at most {tolerance['maximum']:g})"
+        lines.append(
+            f"{row['precision']} on {row['backend']} ({row['library']}), {row['what']}: "
+            f"maximum difference {result['max_difference']:.2g}{maximum}, "
+            f"99.9th percentile {result['percentile_difference']:.2g} (at most {tolerance['percentile']:g}), "
+            f"mask Dice {result['dice']:.5f}"
+        )
+    return [*lines, *(f"note: {note}" for note in dict.fromkeys(note for row in rows for note in row["notes"]))]
 
 
 def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

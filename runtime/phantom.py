@@ -20,7 +20,9 @@ def phantom(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> tuple[NDArray
         Another seed gives other folds, other lesions and other noise.
     """
     rng = np.random.default_rng(seed)
-    right, anterior, superior = np.meshgrid(*[np.linspace(-1.2, 1.2, n, dtype=np.float32) for n in shape], indexing="ij", sparse=True)
+    right, anterior, superior = np.meshgrid(
+        *[np.linspace(-1.2, 1.2, n, dtype=np.float32) for n in shape], indexing="ij", sparse=True
+    )
     folds = _smooth_noise(rng, shape, 3.0)
     radius = np.sqrt((right / 0.92) ** 2 + (anterior / 1.0) ** 2 + (superior / 0.95) ** 2)
     brain = radius + 0.02 * folds < 1
@@ -31,7 +33,9 @@ def phantom(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> tuple[NDArray
 
     # Two lateral ventricles, curved backwards, and the third between them.
     side = np.abs(right) - 0.10 - 0.12 * (anterior - 0.1) ** 2
-    ventricle = (side / 0.085) ** 2 + ((anterior + 0.02) / 0.48) ** 2 + ((superior - 0.10 - 0.1 * anterior**2) / 0.15) ** 2 < 1
+    ventricle = (side / 0.085) ** 2 + ((anterior + 0.02) / 0.48) ** 2 + (
+        (superior - 0.10 - 0.1 * anterior**2) / 0.15
+    ) ** 2 < 1
     ventricle |= (right / 0.02) ** 2 + (anterior / 0.14) ** 2 + ((superior + 0.1) / 0.16) ** 2 < 1
     deep = ((np.abs(right) - 0.27) / 0.1) ** 2 + ((anterior - 0.12) / 0.24) ** 2 + ((superior + 0.02) / 0.17) ** 2 < 1
     flair[deep & white] = GREY

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from lesionrt.runtime.errors import InputError, VolumeError
 from lesionrt.runtime.geometry import ModelGrid
+from lesionrt.runtime.volume import Volume
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
@@ -31,7 +32,7 @@ class Preparation:
     Parameters
     ----------
     normalisation
-        ``slice-min-max``: each slice, background included, to 0..1, then (x - 0.1026) / 0.0971, as the
+        ``slice-min-max``: each slice, from the background 0 to its brightest voxel, to 0..1, then (x - 0.1026) / 0.0971, as the
         paper's authors do.  ``brain-robust-z``: (x - median) / (1.4826 MAD) over the volume's brain
         voxels, clipped to -5..10, background -5.
     axes
@@ -51,11 +52,19 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if self.normalisation not in _NORMALISATIONS:
-            raise InputError(f"input preparation: normalisation is {self.normalisation!r}; expected one of {[*_NORMALISATIONS]}")
-        if not isinstance(self.axes, str) or sorted(self.axes.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
+            raise InputError(
+                f"input preparation: normalisation is {self.normalisation!r}; expected one of {[*_NORMALISATIONS]}"
+            )
+        if not isinstance(self.axes, str) or sorted(self.axes.translate(str.maketrans("LPI", "RAS"))) != [
+            "A",
+            "R",
+            "S",
+        ]:
             raise InputError(f"input preparation: axes is {self.axes!r}; expected three letters such as 'SRA'")
         if self.axes[0] not in "SI":
-            raise InputError(f"input preparation: axes is {self.axes!r}; the first must point superior or inferior (S or I)")
+            raise InputError(
+                f"input preparation: axes is {self.axes!r}; the first must point superior or inferior (S or I)"
+            )
         if not isinstance(self.spacing_mm, int | float) or not 0.1 <= self.spacing_mm <= 10:
             raise InputError(f"input preparation: spacing_mm is {self.spacing_mm!r}; expected 0.1 to 10")
 
@@ -123,7 +132,9 @@ def prepare(data: Array, brain: Mask, grid: ModelGrid, preparation: Preparation,
     share = grid.to_model(brain)
     inside = share >= 0.5
     if not inside.any():
-        raise VolumeError(f"the brain vanishes on the model's grid of {grid.spacing_mm:g} mm: it has {int(brain.sum())} voxels")
+        raise VolumeError(
+            f"the brain vanishes on the model's grid of {grid.spacing_mm:g} mm: it has {int(brain.sum())} voxels"
+        )
     # Weighted by the brain's share of each voxel, so that interpolation does not mix background into its edge.
     stack = grid.to_model(np.where(brain, data, np.float32(0)))
     np.divide(stack, share, out=stack, where=inside)
@@ -133,18 +144,28 @@ def prepare(data: Array, brain: Mask, grid: ModelGrid, preparation: Preparation,
     first, last = int(spans[0][0]), int(spans[0][-1])
     # The volume's first and last slice are their own neighbours.
     order = np.clip(np.arange(first - HALO, last + HALO + 1), 0, len(stack) - 1)
-    origin, boxes, pads = [first], [], [(0, 0)]
-    for span in spans[1:]:
-        start, length = int(span[0]), int(span[-1] - span[0] + 1)
-        before, after = _padding(length, size_multiple)
-        origin.append(start - before)
-        boxes.append(slice(start, start + length))
-        pads.append((before, after))
-    box = (order, *boxes)
-    brain_box = np.pad(inside[box], pads)
-    slices = _NORMALISATIONS[preparation.normalisation](np.pad(stack[box], pads), brain_box, stack[inside])
-    inner = brain_box[HALO : len(brain_box) - HALO]
-    return Prepared(slices[:, None], inner, grid, (origin[0], origin[1], origin[2]))
+    rows, columns = (slice(int(span[0]), int(span[-1]) + 1) for span in spans[1:])
+    pads = [(0, 0), *(_padding(side.stop - side.start, size_multiple) for side in (rows, columns))]
+    box = np.pad(stack[order, rows, columns], pads)
+    brain_box = np.pad(inside[order, rows, columns], pads)
+    slices = _NORMALISATIONS[preparation.normalisation](box, brain_box, stack[inside])
+    origin = (first, rows.start - pads[1][0], columns.start - pads[2][0])
+    return Prepared(slices[:, None], brain_box[HALO : len(brain_box) - HALO], grid, origin)
+
+
+def prepare_volume(volume: Volume, brain: Mask, preparation: Preparation, size_multiple: int) -> Prepared:
+    """A volume that was read, as a model's network sees it; parameters as :func:`prepare`.
+
+    Raises
+    ------
+    VolumeError
+        Naming the volume.
+    """
+    grid = ModelGrid(volume.shape, volume.affine, preparation.axes, preparation.spacing_mm)
+    try:
+        return prepare(volume.data, brain, grid, preparation, size_multiple)
+    except VolumeError as error:
+        raise VolumeError(f"{volume.name}: {error}") from error
 
 
 def _padding(length: int, multiple: int) -> tuple[int, int]:
@@ -159,11 +180,11 @@ def _padding(length: int, multiple: int) -> tuple[int, int]:
 
 
 def slice_min_max(stack: Array, brain: Mask, _: Array) -> Array:
-    """Each slice to 0..1 with its background (0) included, then the authors' mean and deviation.
+    """Each slice to 0..1 with its background (0) the lowest, then the authors' mean and deviation.
 
-    A slice without contrast is all background.
+    Their slices are pictures: what is darker than the background is background, and so is a slice without contrast.
 
-    >>> stack = np.array([[[0, 5], [10, 10]], [[0, 0], [0, 0]]], np.float32)
+    >>> stack = np.array([[[-2, 5], [10, 10]], [[0, 0], [0, 0]]], np.float32)
     >>> (slice_min_max(stack, stack > 0, stack) * OFFICIAL_STD + OFFICIAL_MEAN).round(6)
     array([[[0. , 0.5],
             [1. , 1. ]],
@@ -171,10 +192,10 @@ def slice_min_max(stack: Array, brain: Mask, _: Array) -> Array:
            [[0. , 0. ],
             [0. , 0. ]]], dtype=float32)
     """
-    low = stack.min(axis=(1, 2), keepdims=True)
-    span = stack.max(axis=(1, 2), keepdims=True) - low
-    span[span == 0] = 1
-    result: Array = ((stack - low) / span - np.float32(OFFICIAL_MEAN)) / np.float32(OFFICIAL_STD)
+    positive = np.maximum(stack, 0)
+    brightest = positive.max(axis=(1, 2), keepdims=True)
+    brightest[brightest == 0] = 1
+    result: Array = (positive / brightest - np.float32(OFFICIAL_MEAN)) / np.float32(OFFICIAL_STD)
     return result
 
 
@@ -190,7 +211,9 @@ def brain_robust_z(stack: Array, brain: Mask, values: Array) -> Array:
     if deviation == 0:  # more than half of the brain has one value
         deviation = values.std()
     if deviation == 0:
-        raise VolumeError(f"the brain has no contrast: all its voxels are {float(median):g}; is this a mask instead of a FLAIR image?")
+        raise VolumeError(
+            f"the brain has no contrast: all its voxels are {float(median):g}; is this a mask instead of a FLAIR image?"
+        )
     low, high = ROBUST_Z_RANGE
     scaled = np.clip((stack - np.float32(median)) / np.float32(deviation), low, high)
     return np.where(brain, scaled, np.float32(low))

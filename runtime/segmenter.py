@@ -1,5 +1,6 @@
 """The main job: a FLAIR volume to lesion probabilities, mask and lesions on its own grid."""
 
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,10 @@ from lesionrt.runtime import backends
 from lesionrt.runtime.backends import Backend
 from lesionrt.runtime.bundle import UNTRAINED, Bundle, load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
-from lesionrt.runtime.errors import BundleError, UsageError, VolumeError
-from lesionrt.runtime.geometry import ModelGrid
+from lesionrt.runtime.errors import BundleError, UsageError
 from lesionrt.runtime.lesions import CONNECTIVITY, Lesion, find_lesions
-from lesionrt.runtime.prepare import Prepared, prepare
-from lesionrt.runtime.volume import Volume, read_brain_mask, read_flair
-from numpy.typing import NDArray
+from lesionrt.runtime.prepare import Prepared, prepare_volume
+from lesionrt.runtime.volume import BRAIN_MASK_OVER, Volume, read_brain_mask, read_flair, skull_warning
 
 REPORT_VERSION = 1
 # Where the model lies that is used when none is named.
@@ -119,10 +118,14 @@ class Segmenter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.backend.__exit__(kind, error, trace)
 
-    def __call__(self, flair: Source, brain_mask: Source | None = None, progress: Progress | None = None) -> Segmentation:
+    def __call__(
+        self, flair: Source, brain_mask: Source | None = None, progress: Progress | None = None
+    ) -> Segmentation:
         """Segment one volume.
 
         Parameters
@@ -141,68 +144,66 @@ class Segmenter:
         UnavailableError
             If the backend fails.
         """
-        seconds: dict[str, float] = {}
+        seconds = {"load": self.load_seconds}
         with _timed(seconds, "read"):
             volume = read_flair(_source(flair))
-            brain = volume.data != 0 if brain_mask is None else read_brain_mask(_source(brain_mask), volume)
+            mask_volume = None if brain_mask is None else read_brain_mask(_source(brain_mask), volume)
+            brain = volume.data != 0 if mask_volume is None else mask_volume.data > BRAIN_MASK_OVER
         with _timed(seconds, "prepare"):
-            prepared = self.prepare(volume, brain)
+            prepared = prepare_volume(volume, brain, self.bundle.preparation, self.bundle.size_multiple)
         with _timed(seconds, "infer"):
             probabilities = infer_in_chunks(self.backend, prepared.slices, self.chunk, progress)
         with _timed(seconds, "restore"):
             probability = prepared.restore(probabilities)
             probability[~brain] = 0
             mask, lesions = find_lesions(probability > self.threshold, probability, volume.affine, self.min_lesion_mm3)
-        warnings = list(volume.warnings)
-        if brain_mask is not None:
-            warnings = [text for text in warnings if not text.startswith("does not look skull-stripped")]
-        if not self.bundle.model.trained:
-            warnings.append(UNTRAINED)
         return Segmentation(
             mask=volume.like(mask.astype(np.uint8), "lesionrt lesion mask"),
             probability=volume.like(probability, "lesionrt lesion probability"),
             lesions=lesions,
-            report=self._report(volume, lesions, prepared, seconds, warnings),
+            report={
+                **self._found(volume, mask_volume, lesions),
+                **self._how(prepared),
+                "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+                "warnings": self._warnings(volume, mask_volume),
+            },
             flair=volume,
         )
 
-    def prepare(self, volume: Volume, brain: NDArray[np.bool_]) -> Prepared:
-        """A volume as this model's network sees it.
+    def _warnings(self, volume: Volume, brain_mask: Volume | None) -> list[str]:
+        skull = skull_warning(volume) if brain_mask is None else None
+        untrained = None if self.bundle.model.trained else UNTRAINED
+        return [*volume.warnings, *(text for text in (skull, untrained) if text is not None)]
 
-        Raises
-        ------
-        VolumeError
-            Naming the volume.
-        """
-        preparation = self.bundle.preparation
-        grid = ModelGrid(volume.shape, volume.affine, preparation.axes, preparation.spacing_mm)
-        try:
-            return prepare(volume.data, brain, grid, preparation, self.bundle.size_multiple)
-        except VolumeError as error:
-            raise VolumeError(f"{volume.name}: {error}") from error
-
-    def _report(
-        self, volume: Volume, lesions: list[Lesion], prepared: Prepared, seconds: dict[str, float], warnings: list[str]
-    ) -> dict[str, Any]:
+    def _found(self, volume: Volume, brain_mask: Volume | None, lesions: list[Lesion]) -> dict[str, Any]:
         return {
             "schema": REPORT_VERSION,
             "input": volume.name,
             "input_sha256": volume.sha256,
+            "brain_mask": None if brain_mask is None else brain_mask.name,
+            "brain_mask_sha256": None if brain_mask is None else brain_mask.sha256,
             "lesion_count": len(lesions),
             "lesion_volume_ml": round(sum(lesion.volume_mm3 for lesion in lesions) / 1000, 4),
             "threshold": self.threshold,
             "min_lesion_mm3": self.min_lesion_mm3,
             "connectivity": CONNECTIVITY,
+        }
+
+    def _how(self, prepared: Prepared) -> dict[str, Any]:
+        return {
             "model": self.bundle.model.as_dict(),
             "model_sha256": self.bundle.sha256,
             "backend": self.backend.name,
             "backend_chosen": self.chosen_because,
             "device": self.backend.device,
             "precision": self.backend.precision,
-            "versions": {"lesionrt": version("lesionrt"), "backend": self.backend.library, "numpy": np.__version__},
+            "versions": {
+                "lesionrt": version("lesionrt"),
+                "backend": self.backend.library,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
             "network_input": list(prepared.slices.shape),
-            "seconds": {"load": round(self.load_seconds, 3), **{stage: round(value, 3) for stage, value in seconds.items()}},
-            "warnings": warnings,
         }
 
 

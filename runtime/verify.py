@@ -13,7 +13,9 @@ from lesionrt.runtime.parity import Reference, Tolerance, compare
 EMULATED = "half precision is emulated on the CPU: this shows rounding, not overflow or half-precision accumulation"
 
 
-def verify(bundle: Bundle, reference: Reference, backend: str, tolerances: Mapping[str, Tolerance]) -> list[dict[str, Any]]:
+def verify(
+    bundle: Bundle, reference: Reference, backend: str, tolerances: Mapping[str, Tolerance]
+) -> list[dict[str, Any]]:
     """Run the graphs of some precisions on a reference's slices and compare.
 
     Parameters
@@ -47,7 +49,9 @@ def compare_backend(
     notes = [EMULATED] if backend.name == "cpu" and backend.precision == "fp16" else []
     exported = bundle.manifest["checkpoint"]["sha256"]
     if reference.checkpoint_sha256 != exported:
-        notes.append(f"the reference is of another checkpoint ({reference.checkpoint_sha256[:12]}…) than the bundle ({exported[:12]}…)")
+        notes.append(
+            f"the reference is of another checkpoint ({reference.checkpoint_sha256[:12]}…) than the bundle ({exported[:12]}…)"
+        )
     return {
         "precision": backend.precision,
         "backend": backend.name,

@@ -3,8 +3,9 @@
 import gzip
 import hashlib
 import logging
+import math
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ BLOCK = 1 << 22  # bytes inflated at a time
 LARGEST_FIELD_MM = 1000.0  # no head is that long: a wrong voxel size
 LARGEST_VALUE = 1e30  # beyond it float32 arithmetic overflows
 SHEAR_TOLERANCE = 1e-3  # cosine between two array axes
-FORM_TOLERANCE_MM = 0.1  # by how much qform and sform may place a corner apart
+FORM_TOLERANCE_MM = 0.1  # by how much two affines may place a corner of one grid apart
 MOST_FORM_CODE = 5  # of qform and sform (nifti1.h)
+BRAIN_MASK_OVER = 0.5  # brain is where a brain mask's value is over this
+STRIPPED_MOST_SHARE = 0.9  # of the voxels are not zero in a skull-stripped image
 BRAIN_MOST_ML = 2200.0  # more tissue than this is not a brain without skull
 
 # What a header check mends and logs is looked at here instead, and told as a warning or an error.
@@ -87,14 +90,11 @@ def read_volume(source: Path | nib.Nifti1Image) -> Volume:
     VolumeError
         Naming the file, what was found, what was expected and what to do.
     """
-    if isinstance(source, nib.Nifti1Image):
-        name, read = "the given image", lambda: _check(source, name, None)
-    elif isinstance(source, str | Path):
-        name, read = str(source), lambda: _read_file(Path(source))
-    else:
+    if not isinstance(source, nib.Nifti1Image | str | Path):
         raise VolumeError(f"a {type(source).__name__} was given; expected a path or a nibabel NIfTI image")
+    name = "the given image" if isinstance(source, nib.Nifti1Image) else str(source)
     try:
-        return read()
+        return _check(source, name, None) if isinstance(source, nib.Nifti1Image) else _read_file(Path(source))
     except VolumeError as error:
         raise VolumeError(f"{name}: {error}") from error.__cause__
 
@@ -110,16 +110,22 @@ def read_flair(source: Path | nib.Nifti1Image) -> Volume:
     volume = read_volume(source)
     low, high = volume.data.min(), volume.data.max()
     if low == high:
-        raise VolumeError(f"{volume.name}: the image is {'empty' if low == 0 else 'constant'}: every voxel is {float(low):g}")
+        raise VolumeError(
+            f"{volume.name}: the image is {'empty' if low == 0 else 'constant'}: every voxel is {float(low):g}"
+        )
+    return volume
+
+
+def skull_warning(volume: Volume) -> str | None:
+    """What to tell a person if the image does not look skull-stripped."""
     tissue = np.count_nonzero(volume.data)
     tissue_ml = tissue * abs(np.linalg.det(volume.affine[:3, :3])) / 1000
-    if tissue <= 0.9 * volume.data.size and tissue_ml <= BRAIN_MOST_ML:
-        return volume
-    warning = (
+    if tissue <= STRIPPED_MOST_SHARE * volume.data.size and tissue_ml <= BRAIN_MOST_ML:
+        return None
+    return (
         f"does not look skull-stripped: {tissue_ml:.0f} ml are not zero; lesions may be drawn outside the brain. "
         "Strip the skull first or give a brain mask"
     )
-    return replace(volume, warnings=(*volume.warnings, warning))
 
 
 def _read_file(path: Path) -> Volume:
@@ -164,12 +170,15 @@ def _inflated(stored: bytes) -> bytes:
 
 def _header(content: bytes) -> nib.Nifti1Header:
     """The raw header, nothing in it mended."""
+    kind: Any
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        size = kind.sizeof_hdr
+        size: int = kind.sizeof_hdr
         if content[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
             if len(content) < size:
-                raise VolumeError(f"truncated: {len(content)} bytes, and the header alone has {size}; copy it again from its source")
-            header = kind(content[:size], check=False)
+                raise VolumeError(
+                    f"truncated: {len(content)} bytes, and the header alone has {size}; copy it again from its source"
+                )
+            header: nib.Nifti1Header = kind(content[:size], check=False)
             if header["magic"].item() not in (b"n+1", b"n+2"):
                 raise VolumeError(
                     "not a single-file NIfTI (its magic is neither n+1 nor n+2); Analyze files and .hdr/.img pairs must be converted"
@@ -203,15 +212,17 @@ def _expected_length(content: bytes, most: int) -> int:
     header = _header(content)
     shape = _shape(header)
     try:
-        itemsize = header.get_data_dtype().itemsize
+        itemsize: int = header.get_data_dtype().itemsize
     except HeaderDataError as error:
         raise VolumeError(f"data type code {int(header['datatype'])} is not one of NIfTI's") from error
     if int(header["bitpix"]) != itemsize * 8:
-        raise VolumeError(f"the header contradicts itself: {int(header['bitpix'])} bits a voxel, and a data type of {itemsize * 8} bits")
+        raise VolumeError(
+            f"the header contradicts itself: {int(header['bitpix'])} bits a voxel, and a data type of {itemsize * 8} bits"
+        )
     offset = float(header["vox_offset"])
     if not (np.isfinite(offset) and header.sizeof_hdr <= offset <= most and offset == int(offset)):
         raise VolumeError(f"the header places the voxels at byte {offset:g}, outside the file")
-    expected = int(offset) + itemsize * int(np.prod(shape, dtype=object))
+    expected = int(offset) + itemsize * math.prod(shape)
     if expected > most:
         raise VolumeError(
             f"dimensions {'x'.join(map(str, shape))} need {expected} bytes, and the file holds at most {most}: "
@@ -228,7 +239,9 @@ def _parse(content: bytes) -> nib.Nifti1Image:
             f"holds more than the {expected} bytes that its header describes: the header is damaged; copy it again from its source"
         )
     _check_header(_header(content))
-    kind = nib.Nifti1Image if content[:4] in ((348).to_bytes(4, "little"), (348).to_bytes(4, "big")) else nib.Nifti2Image
+    kind = (
+        nib.Nifti1Image if content[:4] in ((348).to_bytes(4, "little"), (348).to_bytes(4, "big")) else nib.Nifti2Image
+    )
     try:
         return kind.from_bytes(content)
     except (HeaderDataError, ImageFileError, ValueError, OSError) as error:
@@ -239,7 +252,9 @@ def _check_header(header: nib.Nifti1Header) -> None:
     """What nibabel would mend on reading."""
     sizes = [float(size) for size in header["pixdim"][1:4]]
     if not all(np.isfinite(size) and size > 0 for size in sizes):
-        raise VolumeError(f"voxel size {'x'.join(f'{size:g}' for size in sizes)} mm; expected positive sizes: mend the header's pixdim")
+        raise VolumeError(
+            f"voxel size {'x'.join(f'{size:g}' for size in sizes)} mm; expected positive sizes: mend the header's pixdim"
+        )
     unit = int(header["xyzt_units"]) & 7
     if unit not in (0, 2):
         name = {1: "metres", 3: "micrometres"}.get(unit, f"code {unit}")
@@ -262,7 +277,7 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
     _check_header(image.header)
     warnings: list[str] = []
     affine = _checked_affine(image, warnings)
-    dtype = image.dataobj.dtype
+    dtype: np.dtype[Any] = image.dataobj.dtype  # type: ignore[attr-defined]
     if dtype.kind not in "iuf":
         kind = "RGB colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
         raise VolumeError(f"holds {kind} data; expected one real number a voxel: export the magnitude image")
@@ -275,7 +290,9 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
     field_mm = voxel_sizes(affine) * data.shape
     if field_mm.max() > LARGEST_FIELD_MM:
         text = "x".join(f"{length:.0f}" for length in field_mm)
-        raise VolumeError(f"the field of view is {text} mm; expected at most {LARGEST_FIELD_MM:.0f}: mend the voxel size in the header")
+        raise VolumeError(
+            f"the field of view is {text} mm; expected at most {LARGEST_FIELD_MM:.0f}: mend the voxel size in the header"
+        )
     # The header alone is kept: the voxels are in `data`.
     bare = type(image)(np.broadcast_to(np.float32(0), image.shape), image.affine, image.header)
     return Volume(name, data, affine, bare, digest, tuple(warnings))
@@ -285,8 +302,14 @@ def _checked_affine(image: nib.Nifti1Image, warnings: list[str]) -> NDArray[np.f
     affine = np.asarray(image.affine, np.float64)
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)
-    if not np.isfinite(affine).all() or lengths.min() == 0 or abs(np.linalg.det(axes / np.where(lengths, lengths, 1))) < 1e-6:
-        raise VolumeError("the affine is singular or not finite: two array axes point the same way; mend the header's sform or qform")
+    if (
+        not np.isfinite(affine).all()
+        or lengths.min() == 0
+        or abs(np.linalg.det(axes / np.where(lengths, lengths, 1))) < 1e-6
+    ):
+        raise VolumeError(
+            "the affine is singular or not finite: two array axes point the same way; mend the header's sform or qform"
+        )
     cosines = (axes / lengths).T @ (axes / lengths) - np.eye(3)
     if np.abs(cosines).max() > SHEAR_TOLERANCE:
         raise VolumeError(
@@ -295,14 +318,13 @@ def _checked_affine(image: nib.Nifti1Image, warnings: list[str]) -> NDArray[np.f
         )
     header = image.header
     if int(header["sform_code"]) > 0:
-        corners = np.array(np.meshgrid(*[[0, n - 1] for n in image.shape[:3]])).reshape(3, -1)
         try:
             other = header.get_qform(coded=False) if int(header["qform_code"]) > 0 else None
         except (HeaderDataError, ValueError):
             warnings.append("qform cannot be read; sform is used")
             return affine
         if other is not None:
-            apart = np.abs((affine - other)[:3, :3] @ corners + (affine - other)[:3, 3:]).max()
+            apart = np.abs(_corners_mm(affine, image.shape) - _corners_mm(other, image.shape)).max()
             if not apart <= FORM_TOLERANCE_MM:
                 warnings.append(f"qform and sform disagree by up to {apart:.1f} mm; sform is used")
         else:
@@ -321,13 +343,17 @@ def _check_values(data: NDArray[np.float32]) -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = ~np.isfinite(data)
         first = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
-        raise VolumeError(f"{int(bad.sum())} voxels are NaN or infinite, the first at {first}; expected finite intensities")
+        raise VolumeError(
+            f"{int(bad.sum())} voxels are NaN or infinite, the first at {first}; expected finite intensities"
+        )
     if max(abs(low), abs(high)) > LARGEST_VALUE:
-        raise VolumeError(f"intensities reach {float(max(abs(low), abs(high))):g}; expected at most {LARGEST_VALUE:g}: rescale the image")
+        raise VolumeError(
+            f"intensities reach {float(max(abs(low), abs(high))):g}; expected at most {LARGEST_VALUE:g}: rescale the image"
+        )
 
 
-def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> NDArray[np.bool_]:
-    """A brain mask on the FLAIR volume's grid: true where its value is over 0.5.
+def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> Volume:
+    """A brain mask on the FLAIR volume's grid: brain is where its value is over 0.5.
 
     Raises
     ------
@@ -335,15 +361,26 @@ def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> NDArray[np
         If it cannot be read, lies on another grid, or is empty.
     """
     mask = read_volume(source)
-    prefix = f"brain mask {mask.name}"
     if mask.shape != flair.shape:
-        raise VolumeError(f"{prefix}: its grid is {_dims(mask)} voxels, that of {flair.name} is {_dims(flair)}; resample the mask")
-    if not np.allclose(mask.affine, flair.affine, atol=1e-2):
-        raise VolumeError(f"{prefix}: its affine differs from that of {flair.name}; resample the mask to the image's grid")
-    brain = mask.data > 0.5
-    if not brain.any():
-        raise VolumeError(f"{prefix}: empty, no voxel is over 0.5")
-    return brain
+        raise VolumeError(
+            f"brain mask {mask.name}: its grid is {_dims(mask)} voxels, that of {flair.name} is {_dims(flair)}; "
+            "resample the mask to the image's grid"
+        )
+    corners = _corners_mm(mask.affine, mask.shape) - _corners_mm(flair.affine, flair.shape)
+    if np.abs(corners).max() > FORM_TOLERANCE_MM:
+        raise VolumeError(
+            f"brain mask {mask.name}: its affine places it up to {np.abs(corners).max():.1f} mm from {flair.name}; "
+            "resample the mask to the image's grid"
+        )
+    if mask.data.max() <= BRAIN_MASK_OVER:
+        raise VolumeError(f"brain mask {mask.name}: empty, no voxel is over {BRAIN_MASK_OVER}")
+    return mask
+
+
+def _corners_mm(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Where the eight corner voxels lie: (3, 8)."""
+    corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape[:3]])).reshape(3, -1)
+    return np.asarray(affine[:3, :3] @ corners + affine[:3, 3:])
 
 
 def _dims(volume: Volume) -> str:

@@ -58,7 +58,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         hint = " (a checkpoint of the paper's authors? Use `lesionrt import-official`)" if _is_official(content) else ""
         raise CheckpointError(f"{path}: not a lesionrt checkpoint{hint}")
     if content.get("version") != VERSION:
-        raise CheckpointError(f"{path}: checkpoint version {content.get('version')!r}; this lesionrt reads version {VERSION}")
+        raise CheckpointError(
+            f"{path}: checkpoint version {content.get('version')!r}; this lesionrt reads version {VERSION}"
+        )
     missing = [key for key in ("network", "preparation", "model", "state") if not isinstance(content.get(key), Mapping)]
     if missing:
         raise CheckpointError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")

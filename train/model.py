@@ -62,10 +62,14 @@ class NetworkConfig:
         for name in ("growth_rate", "layers", "levels", "first_channels", "input_channels"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise CheckpointError(f"network configuration: {name} is {value!r}; expected a whole number of at least 1")
+                raise CheckpointError(
+                    f"network configuration: {name} is {value!r}; expected a whole number of at least 1"
+                )
         for name in ("attention", "convlstm"):
             if type(getattr(self, name)) is not bool:
-                raise CheckpointError(f"network configuration: {name} is {getattr(self, name)!r}; expected true or false")
+                raise CheckpointError(
+                    f"network configuration: {name} is {getattr(self, name)!r}; expected true or false"
+                )
         if self.readout not in ("last", "centre"):
             raise CheckpointError(f"network configuration: readout is {self.readout!r}; expected 'last' or 'centre'")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
@@ -91,6 +95,7 @@ class DenseLayer(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, C, h, w) to (n, growth rate, h, w)."""
         return self.dropout(self.conv(F.relu(self.norm(x))))
 
 
@@ -105,10 +110,12 @@ class DenseBlock(nn.Module):
         super().__init__()
         self.keep_input = keep_input
         self.layers = nn.ModuleList(
-            DenseLayer(channels + i * config.growth_rate, config.growth_rate, config.dropout) for i in range(config.layers)
+            DenseLayer(channels + i * config.growth_rate, config.growth_rate, config.dropout)
+            for i in range(config.layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, C, h, w) to (n, C + new, h, w), or to (n, new, h, w) without the input."""
         features = [x]
         for layer in self.layers:
             features.append(layer(torch.cat(features, 1)))
@@ -135,6 +142,7 @@ class SqueezeAttention(nn.Module):
         self.residual = double_conv(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, C, h, w) to the same shape; h and w even."""
         y = F.interpolate(self.squeeze(F.avg_pool2d(x, 2)), scale_factor=2.0, mode="nearest")
         return y * self.residual(x) + y
 
@@ -149,6 +157,7 @@ class TransitionDown(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, C, h, w) to (n, C, h/2, w/2)."""
         return F.max_pool2d(self.dropout(self.conv(F.relu(self.norm(x)))), 2)
 
 
@@ -160,6 +169,7 @@ class TransitionUp(nn.Module):
         self.conv = nn.ConvTranspose2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(n, C, h/2, w/2) and a skip connection (n, S, h, w) to (n, C + S, h, w)."""
         height, width = skip.shape[-2:]
         up = self.conv(x)[..., :height, :width]  # 2h + 1 to 2h: a centre crop of one row takes the last
         return torch.cat([up, skip], 1)
@@ -228,7 +238,8 @@ class Network(nn.Module):
         top = config.levels - 1
         self.transition_up = nn.ModuleList(TransitionUp(new) for _ in skips)
         self.dense_up = nn.ModuleList(
-            DenseBlock(new + channels, config, keep_input=level == top) for level, channels in enumerate(reversed(skips))
+            DenseBlock(new + channels, config, keep_input=level == top)
+            for level, channels in enumerate(reversed(skips))
         )
         self.attention_up = nn.ModuleList(SqueezeAttention(new) for _ in skips[1:] if config.attention)
         self.final = nn.Conv2d(new + skips[0] + new, CLASSES, 1)

@@ -91,9 +91,14 @@ def import_official(path: Path) -> Checkpoint:
     content = read_torch_file(path)
     state = content.get("model_state") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: holds no 'model_state' with tensors; expected a checkpoint of the authors' train.py")
+        raise CheckpointError(
+            f"{path}: holds no 'model_state' with tensors; expected a checkpoint of the authors' train.py"
+        )
     return Checkpoint(
         network=network_from_official(state, str(path)),
-        preparation=Preparation(normalisation=SLICE_MIN_MAX),
-        model=ModelInfo(name=path.stem, version="official", trained=True, description="imported from the paper's authors' format"),
+        # Their slices' orientation is not recorded: x and y in the array order of an LAS volume, as in the test vectors.
+        preparation=Preparation(normalisation=SLICE_MIN_MAX, axes="SLA"),
+        model=ModelInfo(
+            name=path.stem, version="official", trained=True, description="imported from the paper's authors' format"
+        ),
     )

@@ -50,7 +50,10 @@ def untrained_checkpoint(config: NetworkConfig | None = None, seed: int = 0) -> 
         network.final.weight /= margin.std()
         network.final.bias[1] -= torch.quantile(margin / margin.std(), 1 - SHARE_OVER_HALF)
     model = ModelInfo(
-        name="untrained", version=f"seed{seed}", trained=False, description="random weights; a placeholder that segments nothing"
+        name="untrained",
+        version=f"seed{seed}",
+        trained=False,
+        description="random weights; a placeholder that segments nothing",
     )
     return Checkpoint(network, preparation, model)
 

@@ -12,4 +12,7 @@ def gpus() -> tuple[str, ...]:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(f"{name} (driver {driver})" for name, driver in (line.split(", ", 1) for line in answer.splitlines() if ", " in line))
+    return tuple(
+        f"{name} (driver {driver})"
+        for name, driver in (line.split(", ", 1) for line in answer.splitlines() if ", " in line)
+    )

@@ -24,7 +24,9 @@ def probe() -> Probe:
         remedy = "Run: pip uninstall -y onnxruntime, then: pip install 'lesionrt[gpu]'"
         return Probe(NAME, result.library, device, "this ONNX Runtime is built without CUDA", remedy)
     if not found:
-        return Probe(NAME, result.library, device, "no NVIDIA GPU is seen", "Install its driver; `nvidia-smi` must list the GPU")
+        return Probe(
+            NAME, result.library, device, "no NVIDIA GPU is seen", "Install its driver; `nvidia-smi` must list the GPU"
+        )
     return result
 
 

@@ -27,23 +27,33 @@ def installed() -> dict[str, str]:
 
 def probe_library(name: str, device: str, extra: str) -> Probe:
     """Whether ONNX Runtime is there at all."""
-    found = installed()
-    library = " and ".join(f"{name} {number}" for name, number in found.items()) or "onnxruntime"
-    install = f"Run: pip install 'lesionrt[{extra}]'"
+    library = " and ".join(f"{name} {number}" for name, number in installed().items()) or "onnxruntime"
     if find_spec("onnxruntime") is None:
-        return Probe(name, library, device, "ONNX Runtime is not installed", install)
-    if len(found) > 1:
-        # They share their files: which one is imported depends on the order of installation.
-        remedy = f"Run: pip uninstall -y {' '.join(DISTRIBUTIONS)}, then: pip install 'lesionrt[{extra}]'"
-        return Probe(name, library, device, f"{' and '.join(DISTRIBUTIONS)} are both installed and overwrite each other", remedy)
+        return Probe(name, library, device, "ONNX Runtime is not installed", f"Run: pip install 'lesionrt[{extra}]'")
     return Probe(name, library, device)
+
+
+def conflict() -> str | None:
+    """What is wrong if both distributions are installed, and what mends it."""
+    if len(installed()) < 2:
+        return None
+    return (
+        f"{' and '.join(DISTRIBUTIONS)} are both installed and overwrite each other's files. "
+        f"Run: pip uninstall -y {' '.join(DISTRIBUTIONS)}, then: pip install 'lesionrt[gpu]' (or 'lesionrt[cpu]' without an NVIDIA GPU)"
+    )
 
 
 class OnnxSession:
     """A bundle's graph in ONNX Runtime on one execution provider, never silently on another."""
 
     def __init__(
-        self, name: str, device: str, bundle: Bundle, precision: str, provider: str | tuple[str, dict[str, Any]], threads: int | None
+        self,
+        name: str,
+        device: str,
+        bundle: Bundle,
+        precision: str,
+        provider: str | tuple[str, dict[str, Any]],
+        threads: int | None,
     ) -> None:
         import onnxruntime as ort
 
@@ -57,7 +67,9 @@ class OnnxSession:
         try:
             session = ort.InferenceSession(graph, options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions share no base
-            raise BundleError(f"{graph}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})") from error
+            raise BundleError(
+                f"{graph}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})"
+            ) from error
         if wanted not in session.get_providers():
             raise UnavailableError(
                 f"ONNX Runtime did not accept {wanted}, only {', '.join(session.get_providers())}; see `lesionrt doctor`"
@@ -71,12 +83,16 @@ class OnnxSession:
         try:
             return {"lesion": self._session.run(["lesion"], dict(feed))[0]}
         except Exception as error:
-            raise UnavailableError(f"ONNX Runtime failed on {self.device} ({_first_line(error)}); try a smaller --chunk") from error
+            raise UnavailableError(
+                f"ONNX Runtime failed on {self.device} ({_first_line(error)}); try a smaller --chunk"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._session = None
 
 

@@ -5,7 +5,7 @@ import json
 import typer
 from lesionrt.runtime.cli.options import JsonOption
 
-NOTHING_RUNS = 4
+MISSING_LIBRARY = 4
 
 
 def command(as_json: JsonOption = False) -> None:
@@ -20,8 +20,14 @@ def command(as_json: JsonOption = False) -> None:
             print(f"{section}: " + ", ".join(f"{name} {value}" for name, value in found[section].items()))
         print("GPUs: " + ("; ".join(found["gpus"]) or "none seen"))
         for backend in found["backends"]:
-            state = "can run" if backend["problem"] is None else f"cannot run: {backend['problem']}\n    {backend['remedy']}"
+            state = (
+                "can run"
+                if backend["problem"] is None
+                else f"cannot run: {backend['problem']}\n    {backend['remedy']}"
+            )
             print(f"backend {backend['name']} ({backend['library']}, {backend['device']}): {state}")
         print(f"auto chooses {found['auto']['backend'] or 'nothing'} ({found['auto']['why']})")
-    if found["auto"]["backend"] is None:
-        raise typer.Exit(NOTHING_RUNS)
+        if found["conflict"] is not None:
+            print(f"problem: {found['conflict']}")
+    if found["auto"]["backend"] is None or found["conflict"] is not None:
+        raise typer.Exit(MISSING_LIBRARY)

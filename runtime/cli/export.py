@@ -11,9 +11,12 @@ from lesionrt.runtime.cli.options import ForceOption, MaxDifference, MaxFlipped,
 def command(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to export.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="The bundle's folder.", show_default=False)],
-    precision: Annotated[list[str] | None, typer.Option(help="fp32 or fp16; may be repeated.", show_default="fp32")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32 or fp16; may be repeated.", show_default="fp32")
+    ] = None,
     flair: Annotated[
-        Path | None, typer.Option("--input", help="FLAIR volume on which to look at fp16's range.", show_default="a phantom")
+        Path | None,
+        typer.Option("--input", help="FLAIR volume on which to look at fp16's range.", show_default="a phantom"),
     ] = None,
     max_difference: MaxDifference = None,
     percentile_difference: PercentileDifference = None,
@@ -28,9 +31,8 @@ def command(
         from lesionrt.train.checkpoint import load_checkpoint
     from lesionrt.runtime.errors import UsageError
     from lesionrt.runtime.files import sha256
-    from lesionrt.runtime.geometry import ModelGrid
-    from lesionrt.runtime.parity import EXPORT_TOLERANCES, report_lines
-    from lesionrt.runtime.prepare import prepare
+    from lesionrt.runtime.parity import EXPORT_TOLERANCES, summary_lines
+    from lesionrt.runtime.prepare import prepare_volume
     from lesionrt.runtime.volume import read_flair
 
     precisions = list(dict.fromkeys(precision or ["fp32"]))
@@ -43,10 +45,14 @@ def command(
     slices = None
     if flair is not None:
         volume = read_flair(flair)
-        grid = ModelGrid(volume.shape, volume.affine, loaded.preparation.axes, loaded.preparation.spacing_mm)
-        prepared = prepare(volume.data, volume.data != 0, grid, loaded.preparation, loaded.network.config.size_multiple)
+        prepared = prepare_volume(volume, volume.data != 0, loaded.preparation, loaded.network.config.size_multiple)
         slices = prepared.slices
-    changed = {"maximum": max_difference, "percentile": percentile_difference, "dice": min_dice, "flipped_share": max_flipped}
+    changed = {
+        "maximum": max_difference,
+        "percentile": percentile_difference,
+        "dice": min_dice,
+        "flipped_share": max_flipped,
+    }
     rows = export_bundle(
         loaded,
         sha256(checkpoint),
@@ -57,7 +63,7 @@ def command(
         force,
         say=lambda text: print(f"{text} ...", file=sys.stderr),
     )
-    print("\n".join(report_lines(rows)))
+    print("\n".join(summary_lines(rows)))
     print(f"{out}: written, {', '.join(precisions)}")
     if not loaded.model.trained:
         print("note: this model is UNTRAINED; its masks mean nothing", file=sys.stderr)

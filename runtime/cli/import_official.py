@@ -21,6 +21,8 @@ def command(
     checkpoint = import_official(weights)
     save_checkpoint(checkpoint, out)
     config = checkpoint.network.config
-    parts = [name for name, there in (("squeeze-and-attention", config.attention), ("ConvLSTM", config.convlstm)) if there]
+    parts = [
+        name for name, there in (("squeeze-and-attention", config.attention), ("ConvLSTM", config.convlstm)) if there
+    ]
     parameters = sum(parameter.numel() for parameter in checkpoint.network.parameters())
     print(f"{out}: {' + '.join(['FC-DenseNet', *parts])}, {parameters:,} parameters, readout {config.readout}")

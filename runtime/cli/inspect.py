@@ -26,30 +26,23 @@ def command(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
 
 def _show(manifest: dict[str, Any], digest: str, findings: dict[str, str | None], path: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from lesionrt.runtime.parity import summary_lines
 
-    console = Console(soft_wrap=True, highlight=False)
     model = manifest["model"]
     state = "trained" if model["trained"] else "UNTRAINED: random weights, a placeholder"
-    console.print(Text(f"{path}: {model['name']} {model['version']} ({state})"))
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
-    table.add_row("description", Text(model["description"]))
-    table.add_row("sha256", digest)
+    print(f"{path}: {model['name']} {model['version']} ({state})")
+    print(f"  description  {model['description']}")
+    print(f"  sha256       {digest}")
+    print(f"  checkpoint   {manifest['checkpoint']['sha256']}")
     for section in ("network", "input", "versions"):
-        table.add_row(section, Text(", ".join(f"{name} {value}" for name, value in manifest[section].items())))
-    table.add_row("threshold", str(manifest["threshold"]))
-    table.add_row("opset", str(manifest["opset"]))
-    table.add_row("checkpoint", manifest["checkpoint"]["sha256"])
+        print(f"  {section:<12} {', '.join(f'{name} {value}' for name, value in manifest[section].items())}")
+    print(f"  threshold    {manifest['threshold']}")
+    print(f"  opset        {manifest['opset']}")
     products = manifest.get("attention_products")
     if products:
-        table.add_row("attention", Text(f"largest product {products['largest']:.4g} on {products['slices']}; {products['note']}"))
-    for row in manifest.get("parity", ()):
-        compared = row["comparison"]
-        text = f"maximum {compared['max_difference']:.2g}, 99.9th percentile {compared['percentile_difference']:.2g}"
-        table.add_row("parity", Text(f"{row['precision']} on {row['backend']} ({row['library']}), {row['what']}: {text}"))
+        print(f"  attention    largest product {products['largest']:.4g} on slices of {products['slices']}")
+    for line in summary_lines(manifest.get("parity", ())):
+        print(f"  parity       {line}")
     for name, finding in findings.items():
         entry = manifest["files"][name]
-        table.add_row("file", Text(f"{name}, {entry['bytes']} bytes, sha256 {entry['sha256']}: {finding or 'ok'}"))
-    console.print(table)
+        print(f"  file         {name}, {entry['bytes']} bytes, sha256 {entry['sha256']}: {finding or 'ok'}")

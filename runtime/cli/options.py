@@ -19,9 +19,12 @@ MaxDifference = Annotated[
 PercentileDifference = Annotated[
     float | None, typer.Option(help="Largest 99.9th percentile of the difference.", min=0, show_default="by precision")
 ]
-MinDice = Annotated[float | None, typer.Option(help="Smallest Dice between masks.", min=0, max=1, show_default="by precision")]
+MinDice = Annotated[
+    float | None, typer.Option(help="Smallest Dice between masks.", min=0, max=1, show_default="by precision")
+]
 MaxFlipped = Annotated[
-    float | None, typer.Option(help="Largest share of the reference mask that may flip.", min=0, max=1, show_default="by precision")
+    float | None,
+    typer.Option(help="Largest share of the reference mask that may flip.", min=0, max=1, show_default="by precision"),
 ]
 
 
@@ -39,7 +42,9 @@ def needs(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "lesionrt":
             raise
-        raise UnavailableError(f"{error.name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'") from error
+        raise UnavailableError(
+            f"{error.name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'"
+        ) from error
 
 
 def check_new(path: Path, force: bool) -> None:

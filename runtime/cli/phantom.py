@@ -27,7 +27,10 @@ def command(
         flair, mask = phantom(seed=number)
         affine = np.eye(4)
         affine[:3, 3] = -(np.array(flair.shape) - 1) / 2
-        images = {path: nib.Nifti1Image(data, affine) for path, data in ((flair_path, flair), (mask_path, mask.astype(np.uint8)))}
+        images = {
+            path: nib.Nifti1Image(data, affine)
+            for path, data in ((flair_path, flair), (mask_path, mask.astype(np.uint8)))
+        }
         for image in images.values():
             image.header.set_xyzt_units("mm")
         write_atomically({path: nifti_bytes(image) for path, image in images.items()})

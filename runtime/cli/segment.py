@@ -20,25 +20,31 @@ Progress = Callable[[int, int], None] | None
 
 def command(
     flair: Annotated[
-        list[Path], typer.Argument(help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR...", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR...", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
     model: Annotated[Path | None, typer.Option(help="A bundle's folder.", show_default="the default model")] = None,
     backend: BackendOption = "auto",
     threshold: Annotated[
-        float | None, typer.Option(help="A voxel is lesion where its probability is over this.", show_default="the model's")
+        float | None,
+        typer.Option(help="A voxel is lesion where its probability is over this.", show_default="the model's"),
     ] = None,
     min_lesion_mm3: Annotated[float, typer.Option(help="Drop lesions below this volume.")] = 0.0,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write the lesion probabilities too.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write a picture with the lesions drawn.")] = False,
-    brain_mask: Annotated[Path | None, typer.Option(help="Brain mask on the volumes' grid.", show_default="voxels that are not 0")] = None,
+    brain_mask: Annotated[
+        Path | None, typer.Option(help="Brain mask on the volumes' grid.", show_default="voxels that are not 0")
+    ] = None,
     chunk: Annotated[int | None, typer.Option(help="Slices computed at a time.", show_default="by memory")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU.", show_default="one a core")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Segment lesions: mask, table and report for each volume, on the volume's own grid."""
-    from lesionrt.runtime.errors import OutputError, UnavailableError
+    from lesionrt.runtime.errors import InputError, OutputError, UnavailableError
     from lesionrt.runtime.outputs import plan_jobs
     from lesionrt.runtime.segmenter import Segmenter
 
@@ -48,15 +54,20 @@ def command(
     for path in left_out:
         print(f"left out, a result of lesionrt: {path}", file=sys.stderr)
     failures: list[tuple[Path, str]] = []
-    with Segmenter(model, backend=backend, threshold=threshold, min_lesion_mm3=min_lesion_mm3, chunk=chunk, threads=threads) as segmenter:
+    with Segmenter(
+        model, backend=backend, threshold=threshold, min_lesion_mm3=min_lesion_mm3, chunk=chunk, threads=threads
+    ) as segmenter:
         if not as_json:
-            print(f"model {segmenter.bundle.name}, backend {segmenter.backend.name} ({segmenter.chosen_because})", file=sys.stderr)
+            print(
+                f"model {segmenter.bundle.name}, backend {segmenter.backend.name} ({segmenter.chosen_because})",
+                file=sys.stderr,
+            )
         for job in jobs:
             try:
                 line = _segment(segmenter, job, brain_mask, force, probabilities, overlay, as_json)
             except UnavailableError:
                 raise  # the backend failed: so it would on every volume
-            except (ValueError, OSError, MemoryError) as error:
+            except (InputError, OSError, MemoryError) as error:
                 text = str(error) or type(error).__name__
                 failures.append((job.flair, text))
                 line = {"input": str(job.flair), "error": text}
@@ -66,13 +77,21 @@ def command(
     if len(jobs) > 1 and not as_json:
         print(f"{len(jobs) - len(failures)} of {len(jobs)} volumes segmented")
     if len(jobs) > 1 and failures:
-        print(f"{len(failures)} of {len(jobs)} failed:", *(f"  {path}" for path, _ in failures), sep="\n", file=sys.stderr)
+        print(
+            f"{len(failures)} of {len(jobs)} failed:", *(f"  {path}" for path, _ in failures), sep="\n", file=sys.stderr
+        )
     if failures:
         raise typer.Exit(BAD_INPUT)
 
 
 def _segment(
-    segmenter: "Segmenter", job: "Job", brain_mask: Path | None, force: bool, probabilities: bool, overlay: bool, as_json: bool
+    segmenter: "Segmenter",
+    job: "Job",
+    brain_mask: Path | None,
+    force: bool,
+    probabilities: bool,
+    overlay: bool,
+    as_json: bool,
 ) -> dict[str, Any]:
     """One volume from file to files; its line for `--json`."""
     from lesionrt.runtime.outputs import check_free, write_results
@@ -103,7 +122,13 @@ def _progress(name: str, as_json: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("slices"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

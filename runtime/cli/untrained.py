@@ -7,7 +7,9 @@ from lesionrt.runtime.cli.options import CheckpointOut, ForceOption, check_new, 
 
 
 def command(
-    out: CheckpointOut, seed: Annotated[int, typer.Option(help="Of the random weights.", min=0)] = 0, force: ForceOption = False
+    out: CheckpointOut,
+    seed: Annotated[int, typer.Option(help="Of the random weights.", min=0)] = 0,
+    force: ForceOption = False,
 ) -> None:
     """Write a checkpoint of the paper's network with random weights: a placeholder that segments nothing."""
     with needs("export"):

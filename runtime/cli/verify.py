@@ -29,13 +29,22 @@ NO_PARITY = 5
 def command(
     bundle: BundleArgument,
     backend: BackendOption = "auto",
-    precision: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default="all of the bundle")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="May be repeated.", show_default="all of the bundle")
+    ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="A checkpoint (.pt), computed with PyTorch now, or a reference file (.npz).", show_default="the bundle's own"),
+        typer.Option(
+            help="A checkpoint (.pt), computed with PyTorch now, or a reference file (.npz).",
+            show_default="the bundle's own",
+        ),
     ] = None,
-    flair: Annotated[Path | None, typer.Option("--input", help="Compare on this whole volume; with a checkpoint.")] = None,
-    save_reference: Annotated[Path | None, typer.Option(help="Keep the volume's PyTorch probabilities as a reference file.")] = None,
+    flair: Annotated[
+        Path | None, typer.Option("--input", help="Compare on this whole volume; with a checkpoint.")
+    ] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Keep the volume's PyTorch probabilities as a reference file.")
+    ] = None,
     max_difference: MaxDifference = None,
     percentile_difference: PercentileDifference = None,
     min_dice: MinDice = None,
@@ -54,7 +63,9 @@ def command(
     if flair is not None and not computed:
         raise UsageError("--input needs PyTorch's probabilities of that volume: give --reference checkpoint.pt too")
     if save_reference is not None and flair is None:
-        raise UsageError("--save-reference keeps the probabilities of a volume: give --input and --reference checkpoint.pt too")
+        raise UsageError(
+            "--save-reference keeps the probabilities of a volume: give --input and --reference checkpoint.pt too"
+        )
     if save_reference is not None:
         check_new(save_reference, force)
     loaded = load_bundle(bundle)
@@ -69,13 +80,26 @@ def command(
         known = _from_checkpoint(loaded, reference, flair, save_reference)
     else:
         known = load_reference(reference)
-    changed = {"maximum": max_difference, "percentile": percentile_difference, "dice": min_dice, "flipped_share": max_flipped}
+    changed = {
+        "maximum": max_difference,
+        "percentile": percentile_difference,
+        "dice": min_dice,
+        "flipped_share": max_flipped,
+    }
     tolerances = {each: TOLERANCES[each].replaced(**changed) for each in precisions}
     rows = verify(loaded, known, name, tolerances)
     passed = not any(row["findings"] for row in rows)
     if as_json:
         print(
-            json.dumps({"bundle": str(bundle), "model": loaded.model.as_dict(), "backend_chosen": why, "passed": passed, "results": rows})
+            json.dumps(
+                {
+                    "bundle": str(bundle),
+                    "model": loaded.model.as_dict(),
+                    "backend_chosen": why,
+                    "passed": passed,
+                    "results": rows,
+                }
+            )
         )
     else:
         print("\n".join(report_lines(rows)))
@@ -90,7 +114,11 @@ def _from_checkpoint(bundle: "Bundle", checkpoint: Path, flair: Path | None, sav
         from lesionrt.export.reference import checkpoint_reference
     from lesionrt.runtime.parity import save_reference
 
-    progress = (lambda done, total: print(f"\rPyTorch: slice {done} of {total}", end="", file=sys.stderr)) if sys.stderr.isatty() else None
+    progress = (
+        (lambda done, total: print(f"\rPyTorch: slice {done} of {total}", end="", file=sys.stderr))
+        if sys.stderr.isatty()
+        else None
+    )
     known = checkpoint_reference(bundle, checkpoint, flair, progress)
     if progress is not None:
         print(file=sys.stderr)

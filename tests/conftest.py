@@ -1,0 +1,89 @@
+"""What several tests share: small networks and bundles made once, and the real scans where they are at hand."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+COMMAND = Path(sys.executable).parent / "lesionrt"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real scans and test vectors."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("no real scans: ../shared is absent")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """The installed console command; `code` is the exit code that is expected."""
+
+    def call(*arguments: object, code: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            [COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=900,
+            **{"env": os.environ, **options},
+        )
+        assert result.returncode == code, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of the paper's kind that computes in moments: two levels, so sizes are multiples of 4."""
+    from lesionrt.train.checkpoint import save_checkpoint
+    from lesionrt.train.model import NetworkConfig
+    from lesionrt.train.untrained import untrained_checkpoint
+
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
+    save_checkpoint(untrained_checkpoint(NetworkConfig(growth_rate=4, layers=2, levels=2, first_channels=8)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, run: Run) -> Path:
+    """Its bundle, in both precisions."""
+    bundle = tiny_checkpoint.with_name("bundle")
+    run("export", tiny_checkpoint, "-o", bundle, "--precision", "fp32", "--precision", "fp16")
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def full_checkpoint(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """The paper's full network with random weights."""
+    path = tmp_path_factory.mktemp("full") / "untrained.pt"
+    run("untrained", "-o", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def full_bundle(full_checkpoint: Path, run: Run) -> Path:
+    """Its bundle, in both precisions."""
+    bundle = full_checkpoint.with_name("bundle")
+    run("export", full_checkpoint, "-o", bundle, "--precision", "fp32", "--precision", "fp16")
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def small_flair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small phantom head, 48x56x40 voxels of 1 mm, axes LPS."""
+    from lesionrt.runtime.phantom import phantom
+
+    data, _ = phantom((48, 56, 40), seed=3)
+    path = tmp_path_factory.mktemp("scan") / "flair.nii.gz"
+    nib.save(nib.Nifti1Image(data[::-1, ::-1], np.diag([-1.0, -1.0, 1.0, 1.0])), path)
+    return path
