@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from lesionrt.export.graph import OPSET, export_graph, graph_metadata
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.reference import window_probabilities

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import onnx
 import torch
-from lesionrt.runtime.errors import ParityError
-from lesionrt.train.model import WINDOW, Network
 from torch import Tensor, nn
 from torch.export import Dim
+
+from lesionrt.runtime.errors import ParityError
+from lesionrt.train.model import WINDOW, Network
 
 OPSET = 18
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from lesionrt.runtime.chunks import default_chunk
 from lesionrt.runtime.prepare import HALO
 from lesionrt.train.model import Network, SqueezeAttention
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

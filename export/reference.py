@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from lesionrt.runtime.bundle import REFERENCE, Bundle
 from lesionrt.runtime.errors import CheckpointError
 from lesionrt.runtime.files import sha256
@@ -13,7 +15,6 @@ from lesionrt.runtime.prepare import prepare_volume
 from lesionrt.runtime.volume import read_flair
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network, windows_of
-from numpy.typing import NDArray
 
 
 def window_probabilities(

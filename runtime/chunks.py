@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
+
 from lesionrt.runtime.backends import Backend
 from lesionrt.runtime.prepare import HALO
-from numpy.typing import NDArray
 
 # Pixels that enter the network at a time: 12 slices of 160x192 or 6 of 256x256, for which ONNX Runtime takes
 # 1.2 GB. Memory grows with it, and the two halo slices are computed anew in every chunk.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
+
 from lesionrt.runtime.errors import OutputError, UsageError, VolumeError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.lesions import lesion_table

@@ -4,12 +4,13 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from lesionrt.runtime.segmenter import Segmentation
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
+
+from lesionrt.runtime.segmenter import Segmentation
 
 SLICES = 6
 COLUMNS = 3

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from lesionrt.runtime.errors import InputError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.lesions import label
-from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from lesionrt.runtime.errors import InputError, VolumeError
 from lesionrt.runtime.geometry import ModelGrid
 from lesionrt.runtime.volume import Volume
-from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]

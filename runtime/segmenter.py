@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import nibabel as nib
 import numpy as np
+
 from lesionrt.runtime import backends
 from lesionrt.runtime.backends import Backend
 from lesionrt.runtime.bundle import UNTRAINED, Bundle, load_bundle

@@ -12,11 +12,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from lesionrt.runtime.errors import VolumeError
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
+
+from lesionrt.runtime.errors import VolumeError
 
 SUFFIXES = (".nii.gz", ".nii")
 GZIP_MOST = 1032  # deflate cannot compress further than this ratio

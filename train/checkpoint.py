@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import CheckpointError
 from lesionrt.runtime.files import write_atomically

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lesionrt.runtime.errors import CheckpointError
 from torch import Tensor, nn
+
+from lesionrt.runtime.errors import CheckpointError
 
 WINDOW = 3  # consecutive slices (paper, section 3.3)
 CLASSES = 2  # background, lesion

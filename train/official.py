@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import CheckpointError
 from lesionrt.runtime.prepare import SLICE_MIN_MAX, Preparation
 from lesionrt.train.checkpoint import Checkpoint, read_torch_file
 from lesionrt.train.model import Network, NetworkConfig
-from torch import Tensor
 
 # Our module names, and theirs.
 _MODULES = {

@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
+from torch import nn
+
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.geometry import ModelGrid
 from lesionrt.runtime.phantom import phantom
 from lesionrt.runtime.prepare import Preparation, prepare
 from lesionrt.train.checkpoint import Checkpoint
 from lesionrt.train.model import Network, NetworkConfig, SqueezeAttention
-from torch import nn
 
 SLICES = 8
 RESIDUAL_GAIN = 0.1  # of the attention's r: close to y * (1 + r) with a small r, as residual branches usually start

@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
+
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import UnavailableError
-from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[np.float32]]
 # Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`.

@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
+
 from lesionrt.runtime.backends import Arrays, Probe
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import BundleError, UnavailableError
-from numpy.typing import NDArray
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 

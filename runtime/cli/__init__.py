@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import typer
+
 from lesionrt.runtime.errors import LesionrtError
 
 VERBS = ("segment", "verify", "inspect", "doctor", "export", "import_official", "untrained", "phantom")

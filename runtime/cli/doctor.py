@@ -3,6 +3,7 @@
 import json
 
 import typer
+
 from lesionrt.runtime.cli.options import JsonOption
 
 MISSING_LIBRARY = 4

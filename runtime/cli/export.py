@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from lesionrt.runtime.cli.options import ForceOption, MaxDifference, MaxFlipped, MinDice, PercentileDifference, needs
 
 

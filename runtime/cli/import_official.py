@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from lesionrt.runtime.cli.options import CheckpointOut, ForceOption, check_new, needs
 
 

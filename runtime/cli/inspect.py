@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
 from lesionrt.runtime.cli.options import BundleArgument, JsonOption
 
 BAD_INPUT = 3

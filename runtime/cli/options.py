@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from lesionrt.runtime.errors import OutputError, UnavailableError
 
 BackendOption = Annotated[str, typer.Option(help="auto, cuda or cpu (see `lesionrt doctor`).")]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from lesionrt.runtime.cli.options import ForceOption, check_new
 
 
@@ -16,6 +17,7 @@ def command(
     """Make FLAIR-like volumes with lesions and their masks, for trying things out, never for accuracy."""
     import nibabel as nib
     import numpy as np
+
     from lesionrt.runtime.files import write_atomically
     from lesionrt.runtime.outputs import nifti_bytes
     from lesionrt.runtime.phantom import phantom

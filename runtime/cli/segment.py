@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+
 from lesionrt.runtime.cli.options import CheckpointOut, ForceOption, check_new, needs
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from lesionrt.runtime.cli.options import (
     BackendOption,
     BundleArgument,

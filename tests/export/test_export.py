@@ -1,0 +1,192 @@
+"""Bundles, and that none is written without its proof."""
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from lesionrt.export.ranges import product_ranges
+from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from lesionrt.train.model import Network, NetworkConfig, SqueezeAttention, windows_of
+from lesionrt.train.untrained import untrained_checkpoint
+
+Run = Callable[..., Any]
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def test_the_graph_takes_any_stack_height_and_width(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    graph = session(tiny_bundle / "model_fp32.onnx")
+    network = load_checkpoint(tiny_checkpoint).network
+    rng = np.random.default_rng(0)
+    for shape in ((3, 1, 4, 4), (4, 1, 8, 12), (9, 1, 20, 4)):
+        slices = rng.normal(size=shape).astype(np.float32)
+        with torch.inference_mode():
+            expected = network(windows_of(torch.from_numpy(slices))).numpy()
+        np.testing.assert_allclose(graph.run(["lesion"], {"slices": slices})[0], expected, atol=1e-5)
+
+
+def test_the_graph_has_no_loop_and_computes_in_its_precision(tiny_bundle: Path) -> None:
+    for precision, weights in (("fp32", onnx.TensorProto.FLOAT), ("fp16", onnx.TensorProto.FLOAT16)):
+        graph = onnx.load(tiny_bundle / f"model_{precision}.onnx").graph
+        assert not {"Loop", "Scan", "If"} & {node.op_type for node in graph.node}
+        kernels = {node.input[1] for node in graph.node if node.op_type in ("Conv", "ConvTranspose")}
+        assert {tensor.data_type for tensor in graph.initializer if tensor.name in kernels} == {weights}
+        assert {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}
+
+
+def test_grey_enters_the_graph_once(tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "model_fp32.onnx").graph
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    kernel = next(tensor for tensor in graph.initializer if tensor.name == first.input[1])
+    assert first.input[0] == "slices"
+    assert list(kernel.dims) == [8, 1, 3, 3]
+
+
+def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    assert manifest["version"] == 1
+    assert manifest["model"]["trained"] is False
+    assert manifest["network"] == load_checkpoint(tiny_checkpoint).network.config.as_dict()
+    assert manifest["input"] == {
+        "normalisation": "brain-robust-z",
+        "region": "brain",
+        "axes": "SRA",
+        "spacing_mm": 1.0,
+        "size_multiple": 4,
+    }
+    assert (manifest["threshold"], manifest["opset"]) == (0.5, 18)
+    assert {"lesionrt", "torch", "onnx", "onnxscript", "numpy"} == set(manifest["versions"])
+    digest = sha256(tiny_checkpoint.read_bytes()).hexdigest()
+    assert manifest["checkpoint"]["sha256"] == digest
+    assert set(manifest["files"]) == {"model_fp32.onnx", "model_fp16.onnx", "reference.npz"}
+    for name, entry in manifest["files"].items():
+        content = (tiny_bundle / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+    assert {path.name for path in tiny_bundle.iterdir()} == {"manifest.json", *manifest["files"]}
+
+
+def test_parity_was_measured_at_three_stacks_and_two_sizes(tiny_bundle: Path) -> None:
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    measured = {(row["precision"], row["what"]) for row in manifest["parity"]}
+    sizes = ("160x188", "8x12")  # the phantom's brain and a part of it, in multiples of 4
+    assert measured == {(p, f"{n} output slices of {s}") for p in ("fp32", "fp16") for n in (1, 2, 6) for s in sizes}
+    fp32 = [row for row in manifest["parity"] if row["precision"] == "fp32"]
+    assert all(row["comparison"]["max_difference"] <= row["tolerance"]["maximum"] == 1e-4 for row in fp32)
+    assert all("emulated" in row["notes"][0] for row in manifest["parity"] if row["precision"] == "fp16")
+
+
+def test_configuration_and_checkpoint_stand_in_the_graph_without_paths(
+    tiny_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    path = tiny_bundle / "model_fp16.onnx"
+    model = onnx.load(path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["lesionrt.network"])["growth_rate"] == 4
+    assert metadata["lesionrt.checkpoint_sha256"] == sha256(tiny_checkpoint.read_bytes()).hexdigest()
+    assert b"site-packages" not in path.read_bytes()
+
+
+def test_out_of_tolerance_leaves_the_numbers_and_no_bundle(tiny_checkpoint: Path, tmp_path: Path, run: Run) -> None:
+    result = run("export", tiny_checkpoint, "-o", tmp_path / "b", "--max-difference", "0", code=5)
+    assert "maximum difference" in result.stderr
+    assert "is over 0" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_replaced_only_by_force_and_only_by_a_good_one(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    checkpoint = tiny_bundle.with_name("tiny.pt")
+    bundle = tmp_path / "b"
+    bundle.mkdir()
+    assert "--force" in run("export", checkpoint, "-o", bundle, code=3).stderr
+    (bundle / "notes.txt").write_text("mine")
+    assert "is no bundle" in run("export", checkpoint, "-o", bundle, "--force", code=3).stderr
+    assert (bundle / "notes.txt").read_text() == "mine"
+    (bundle / "manifest.json").write_text("old")
+    run("export", checkpoint, "-o", bundle, "--force", "--max-difference", "0", code=5)
+    assert (bundle / "manifest.json").read_text() == "old"
+    run("export", checkpoint, "-o", bundle, "--force")
+    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model_fp32.onnx", "reference.npz"}
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "finding"),
+    [
+        (["--precision", "fp8"], 2, "fp8 is not known"),
+        (["--input", "flair.nii.gz"], 2, "goes with --precision fp16"),
+    ],
+)
+def test_wrong_options_are_usage_errors(
+    tiny_checkpoint: Path, tmp_path: Path, run: Run, arguments: list[str], code: int, finding: str
+) -> None:
+    assert finding in run("export", tiny_checkpoint, "-o", tmp_path / "b", *arguments, code=code).stderr
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "c.pt").write_bytes(b"PK\x03\x04 nothing")
+    assert "c.pt: damaged" in run("export", tmp_path / "c.pt", "-o", tmp_path / "b", code=3).stderr
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("convlstm", [True, False])
+@pytest.mark.parametrize("readout", ["last", "centre"])
+def test_every_variant_exports(tmp_path: Path, run: Run, attention: bool, convlstm: bool, readout: str) -> None:
+    config = NetworkConfig(4, 1, 2, 8, attention=attention, convlstm=convlstm, readout=readout)  # type: ignore[arg-type]
+    save_checkpoint(untrained_checkpoint(config), tmp_path / "c.pt")
+    run("export", tmp_path / "c.pt", "-o", tmp_path / "b")
+
+
+def overflowing(factor: float) -> Checkpoint:
+    """A small network whose attention products grow with the square of a factor."""
+    checkpoint = untrained_checkpoint(NetworkConfig(4, 1, 2, 8))
+    for module in checkpoint.network.modules():
+        if isinstance(module, SqueezeAttention):
+            for branch in (module.squeeze, module.residual):
+                branch[-2].weight.data *= factor
+    return checkpoint
+
+
+def test_half_precision_that_overflows_is_refused_with_the_blocks(tmp_path: Path, run: Run) -> None:
+    save_checkpoint(overflowing(1000.0), tmp_path / "c.pt")
+    error = run("export", tmp_path / "c.pt", "-o", tmp_path / "b", "--precision", "fp16", code=5).stderr
+    assert "attention_down.0: largest magnitude" in error
+    assert "65504" in error
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_range_of_products_is_looked_at_on_a_real_scan(
+    tiny_checkpoint: Path, tmp_path: Path, run: Run, small_flair: Path
+) -> None:
+    run("export", tiny_checkpoint, "-o", tmp_path / "b", "--precision", "fp16", "--input", small_flair)
+    products = json.loads((tmp_path / "b" / "manifest.json").read_text())["attention_products"]
+    assert products["slices"] == "a real scan"
+    assert set(products["blocks"]) == {"attention_down.0", "attention_down.1", "attention_up.0"}
+    assert products["largest"] == max(products["blocks"].values()) > 0
+
+
+def test_products_are_those_of_the_forward() -> None:
+    torch.manual_seed(0)
+    network = Network(NetworkConfig(4, 1, 1, 8)).eval()
+    slices = np.random.default_rng(0).normal(size=(4, 1, 4, 4)).astype(np.float32)
+    with torch.inference_mode():
+        x = torch.nn.functional.conv2d(
+            torch.from_numpy(slices), network.first.weight.sum(1, keepdim=True), network.first.bias, padding=1
+        )
+        x = network.dense_down[0](x)
+        block = network.attention_down[0]
+        assert isinstance(block, SqueezeAttention)
+        y = block.squeeze(torch.nn.functional.avg_pool2d(x, 2)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        expected = float((y * block.residual(x)).abs().max())
+    (found,) = product_ranges(network, slices)
+    assert (found.name, found.finite_in_half) == ("attention_down.0", True)
+    assert found.largest == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,95 @@
+"""The chunked runtime against PyTorch's plain window forward, on real scans."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lesionrt.export.reference import window_probabilities
+from lesionrt.runtime.backends import open_backend
+from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.chunks import infer_in_chunks
+from lesionrt.runtime.prepare import prepare_volume
+from lesionrt.runtime.segmenter import DEFAULT_MODEL, Segmenter
+from lesionrt.runtime.volume import read_flair
+from lesionrt.train.checkpoint import load_checkpoint
+
+Run = Callable[..., Any]
+SCANS = ["lit/p07", "lit/p19", "mslesseg/P14_T1", "mslesseg/P39_T1"]
+
+
+def test_24_slices_of_a_real_scan_through_the_full_network(
+    shared: Path, full_checkpoint: Path, full_bundle: Path
+) -> None:
+    bundle = load_bundle(full_bundle)
+    flair = read_flair(shared / "data" / "lit" / "p07" / "flair.nii.gz")
+    slices = prepare_volume(flair, flair.data != 0, bundle.preparation, bundle.size_multiple).slices[50:76]
+    reference = window_probabilities(load_checkpoint(full_checkpoint).network, slices)
+    assert reference.shape == (24, 160, 160)
+    with open_backend("cpu", bundle, "fp32") as backend:
+        for chunk in (5, None):
+            difference = np.abs(infer_in_chunks(backend, slices, chunk) - reference)
+            assert difference.max() <= 1e-3
+            assert np.percentile(difference, 99.9) <= 1e-4
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_a_whole_real_volume_through_a_small_network(
+    shared: Path, tiny_checkpoint: Path, tiny_bundle: Path, scan: str
+) -> None:
+    path = shared / "data" / scan / "flair.nii.gz"
+    stored = nib.load(path)
+    with Segmenter(tiny_bundle) as segmenter:
+        result = segmenter(path)
+        flair = read_flair(path)
+        prepared = prepare_volume(flair, flair.data != 0, segmenter.bundle.preparation, segmenter.bundle.size_multiple)
+    # Independently of `restore`: the box back into an SRA volume, then flipped and swapped to LAS.
+    windows = window_probabilities(load_checkpoint(tiny_checkpoint).network, prepared.slices)
+    canonical = np.zeros((182, 182, 218), np.float32)
+    s, r, a = prepared.origin
+    for k, plane in enumerate(windows):
+        rows, columns = np.nonzero(prepared.brain[k])
+        canonical[s + k, r + rows, a + columns] = plane[rows, columns]
+    expected = canonical.transpose(1, 2, 0)[::-1]
+    assert nib.aff2axcodes(stored.affine) == ("L", "A", "S")
+    np.testing.assert_allclose(np.asarray(result.probability.dataobj), expected, atol=1e-4)
+    assert not np.asarray(result.mask.dataobj)[stored.get_fdata() == 0].any()
+
+
+@pytest.mark.parametrize("name", ["p01_study1_flair.nii.gz", "p20_study2_flair.nii.gz"])
+def test_a_raw_scan_gets_its_mask_on_its_own_grid(
+    shared: Path, tmp_path: Path, tiny_bundle: Path, run: Run, name: str
+) -> None:
+    path = shared / "data" / "lit_raw" / name
+    warnings = run("segment", path, "-o", tmp_path, "--model", tiny_bundle, "--probabilities").stderr
+    assert "does not look skull-stripped" in warnings
+    flair = nib.load(path)
+    for kind in ("lesions", "probability"):
+        found = nib.load(tmp_path / name.replace(".nii.gz", f"_{kind}.nii.gz"))
+        assert found.shape == flair.shape
+        for form in ("sform", "qform"):
+            ours, theirs = (getattr(image.header, f"get_{form}")(coded=True) for image in (found, flair))
+            assert ours[1] == theirs[1]
+            if theirs[1]:
+                np.testing.assert_array_equal(ours[0], theirs[0])
+        assert np.asarray(found.dataobj).any()
+
+
+@pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="no default model is installed: run through `make test`")
+def test_the_documented_command_segments_a_real_scan_with_the_default_model(
+    shared: Path, tmp_path: Path, run: Run
+) -> None:
+    path = shared / "data" / "lit" / "p07" / "flair.nii.gz"
+    run("segment", path, "-o", tmp_path, "--overlay")
+    mask, flair = nib.load(tmp_path / "flair_lesions.nii.gz"), nib.load(path)
+    assert mask.shape == flair.shape
+    np.testing.assert_array_equal(mask.affine, flair.affine)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "flair_lesions.nii.gz",
+        "flair_lesions.csv",
+        "flair_report.json",
+        "flair_overlay.png",
+    }

@@ -1,0 +1,96 @@
+"""The contract of chunked inference: chunks change neither the numbers nor their order."""
+
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lesionrt.runtime.backends import Arrays
+from lesionrt.runtime.chunks import default_chunk, infer_in_chunks
+
+Array = NDArray[np.float32]
+
+
+class Neighbours:
+    """A backend whose answer depends on a slice, on either neighbour and on which is which."""
+
+    name = library = device = precision = "numpy"
+
+    def __init__(self) -> None:
+        self.fed: list[int] = []  # slices of each call
+
+    def infer(self, feed: Arrays) -> dict[str, Array]:
+        x = feed["slices"][:, 0]
+        self.fed.append(len(x))
+        return {"lesion": (x[:-2] + 10 * x[1:-1] + 100 * x[2:]).astype(np.float32)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def stack(n: int) -> Array:
+    """(n + 2, 1, 2, 3), every value once."""
+    return np.arange((n + 2) * 6, dtype=np.float32).reshape(n + 2, 1, 2, 3)
+
+
+def test_each_slice_sees_the_one_before_and_the_one_after() -> None:
+    slices = np.array([1, 2, 3, 4], np.float32).reshape(4, 1, 1, 1)
+    assert infer_in_chunks(Neighbours(), slices, chunk=1).tolist() == [[[321]], [[432]]]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 6, 7, 8, 100, None])
+def test_any_chunk_gives_the_same_as_window_by_window(chunk: int | None) -> None:
+    slices = stack(7)
+    windows = [Neighbours().infer({"slices": slices[n : n + 3]})["lesion"][0] for n in range(7)]
+    found = infer_in_chunks(Neighbours(), slices, chunk)
+    np.testing.assert_array_equal(found, windows)
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("chunk", "fed"), [(1, [3] * 7), (2, [4, 4, 4, 3]), (3, [5, 5, 3]), (7, [9]), (100, [9]), (None, [9])]
+)
+def test_a_chunk_is_fed_with_one_slice_more_on_either_side(chunk: int | None, fed: list[int]) -> None:
+    backend = Neighbours()
+    infer_in_chunks(backend, stack(7), chunk)
+    assert backend.fed == fed
+
+
+@pytest.mark.parametrize(
+    ("n", "chunk", "expected"),
+    [(5, 2, [(2, 5), (4, 5), (5, 5)]), (4, 2, [(2, 4), (4, 4)]), (1, 9, [(1, 1)]), (0, 3, [])],
+)
+def test_progress_counts_the_slices_that_are_done(n: int, chunk: int, expected: list[tuple[int, int]]) -> None:
+    calls: list[tuple[int, int]] = []
+    found = infer_in_chunks(Neighbours(), stack(n), chunk, lambda done, total: calls.append((done, total)))
+    assert calls == expected
+    assert found.shape == (n, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (160, 160, 13),  # 393216 pixels are 15.36 slices; two are the halo
+        (160, 192, 10),
+        (192, 192, 8),
+        (256, 256, 4),
+        (320, 320, 1),
+        (512, 512, 1),
+        (2048, 2048, 1),  # never less than one, however large
+    ],
+)
+def test_the_default_chunk_fills_the_budget(height: int, width: int, expected: int) -> None:
+    assert default_chunk(height, width) == expected
+
+
+def test_the_default_chunk_is_the_one_that_is_used() -> None:
+    backend = Neighbours()
+    infer_in_chunks(backend, np.zeros((8, 1, 256, 256), np.float32))  # 6 output slices, 4 at a time
+    assert backend.fed == [6, 4]

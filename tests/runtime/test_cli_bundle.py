@@ -1,0 +1,286 @@
+"""`lesionrt inspect` and `lesionrt verify` through the installed command."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+# Put before all else on the path: torch is not installed, as far as Python can tell.
+WITHOUT_TORCH = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in ("torch", "onnx") else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+GRAPH, REFERENCE, MANIFEST = "model_fp32.onnx", "reference.npz", "manifest.json"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def torchless(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("torchless")
+    (folder / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    return with_first(folder)
+
+
+def with_first(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).strip(":")}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    change(manifest)
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "removed":
+        path.unlink()
+    elif how == "linked":
+        path.rename(path.parent.parent / "outside")
+        path.symlink_to("../outside")
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content[:-1] if how == "cut" else content)
+
+
+def one_error(result: subprocess.CompletedProcess[str]) -> str:
+    """The message, which must be all that was said."""
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_inspect_shows_the_manifest_and_whole_checksums(run: Run, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    shown = run("inspect", tiny_bundle).stdout
+    for name in (GRAPH, "model_fp16.onnx", REFERENCE):
+        path = tiny_bundle / name
+        assert f"{name}, {path.stat().st_size} bytes, sha256 {sha256(path)}: ok" in shown
+    assert sha256(tiny_bundle / MANIFEST) in shown
+    assert sha256(tiny_checkpoint) in shown
+    for text in ("UNTRAINED", "growth_rate 4", "normalisation brain-robust-z", "threshold    0.5", "opset        18"):
+        assert text in shown
+    found = json.loads(run("inspect", tiny_bundle, "--json").stdout)
+    assert found["manifest"] == json.loads((tiny_bundle / MANIFEST).read_text())
+    assert (found["sha256"], found["damaged"]) == (sha256(tiny_bundle / MANIFEST), {})
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "removed", "linked"])
+@pytest.mark.parametrize("name", [GRAPH, REFERENCE])
+def test_damaged_file_of_a_bundle_is_named_and_not_used(
+    run: Run, bundle: Path, small_flair: Path, name: str, how: str
+) -> None:
+    damage(bundle / name, how)
+    shown = run("inspect", bundle, code=3).stdout
+    assert re.search(rf"{name}.*: (its sha256 is [0-9a-f]{{64}}|has \d+ bytes|missing|leads out of the bundle)", shown)
+    assert shown.count(": ok\n") == 2
+    assert list(json.loads(run("inspect", bundle, "--json", code=3).stdout)["damaged"]) == [name]
+    assert str(bundle / name) in one_error(run("verify", bundle, code=3))
+    if name == GRAPH:
+        out = bundle.parent / "out"
+        assert str(bundle / name) in one_error(run("segment", small_flair, "-o", out, "--model", bundle, code=3))
+        assert not out.exists()
+
+
+def rename(name: str) -> Callable[[dict[str, Any]], object]:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["files"][name] = manifest["files"].pop(GRAPH)
+        manifest["graphs"]["fp32"] = name
+
+    return change
+
+
+def without(*path: str) -> Callable[[dict[str, Any]], object]:
+    def change(manifest: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            manifest = manifest[key]
+        del manifest[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", ".", "", "a\\b", MANIFEST, "x\0y"])
+def test_file_name_that_leaves_the_bundle_is_refused(run: Run, bundle: Path, name: str) -> None:
+    edit(bundle, rename(name))
+    assert f"{bundle / MANIFEST}: file name {name!r}" in one_error(run("inspect", bundle, code=3))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *([key] for key in ("format", "version", "model", "network", "input", "threshold", "graphs", "opset", "files")),
+        *(["checkpoint"], ["checkpoint", "sha256"], ["versions"], ["model", "trained"], ["input", "size_multiple"]),
+        *(["input", "spacing_mm"], ["files", REFERENCE], ["files", GRAPH], ["files", GRAPH, "sha256"]),
+    ],
+    ids="/".join,
+)
+def test_manifest_without_an_entry_is_one_clear_error(run: Run, bundle: Path, path: list[str]) -> None:
+    edit(bundle, without(*path))
+    assert str(bundle / MANIFEST) in one_error(run("inspect", bundle, code=3))
+    assert str(bundle / MANIFEST) in one_error(run("verify", bundle, code=3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "format version 2; this lesionrt reads version 1"),
+        ({"format": "something else"}, "not the manifest of a lesionrt bundle"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"threshold": None}, ""),
+        ({"graphs": {}}, "names no graph"),
+        ({"graphs": {"fp32": "other.onnx"}}, "'other.onnx', of which it has no sha256"),
+        ({"graphs": {"int3": GRAPH}}, "int3"),
+        ({"graphs": [GRAPH]}, ""),
+        ({"files": []}, ""),
+        ({"model": {"name": "x", "version": 1, "trained": "yes"}}, "model"),
+        ({"network": None}, ""),
+        ({"checkpoint": "0123"}, ""),
+        ({"versions": []}, ""),
+    ],
+)
+def test_manifest_with_a_wrong_entry_is_one_clear_error(
+    run: Run, bundle: Path, change: dict[str, Any], message: str
+) -> None:
+    edit(bundle, lambda manifest: manifest.update(change))
+    for verb in ("inspect", "verify"):
+        error = one_error(run(verb, bundle, code=3))
+        assert str(bundle / MANIFEST) in error
+        assert message in error
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\0", b"3", b"[" * 100_000], ids=len)
+def test_manifest_that_is_no_json_object_is_one_clear_error(run: Run, bundle: Path, content: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(content)
+    assert str(bundle / MANIFEST) in one_error(run("inspect", bundle, code=3))
+
+
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "a file"])
+def test_what_is_no_bundle_is_one_clear_error(run: Run, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "bundle"
+    if what == "a file":
+        path.touch()
+    elif what == "an empty folder":
+        path.mkdir()
+    assert f"{path}: " in one_error(run("inspect", path, code=3))
+
+
+def test_verify_passes_without_torch_and_gives_its_numbers(
+    run: Run, tiny_bundle: Path, tiny_checkpoint: Path, torchless: dict[str, str]
+) -> None:
+    answer = json.loads(run("verify", tiny_bundle, "--json", env=torchless).stdout)
+    assert answer["passed"] is True
+    assert [row["precision"] for row in answer["results"]] == ["fp32", "fp16"]
+    names = {"shape", "max_difference", "mean_difference", "percentile_difference", "dice", "flipped_voxels"}
+    names |= {f"{side}_{what}" for side in ("reference", "candidate") for what in ("lesions", "ml")}
+    for row in answer["results"]:
+        assert names <= set(row["comparison"])
+        assert 0 < row["comparison"]["mean_difference"] <= row["comparison"]["max_difference"] < 0.1
+        assert set(row["tolerance"]) == {"maximum", "percentile", "dice", "flipped_share"}
+        assert row["findings"] == []
+    assert [len(row["notes"]) for row in answer["results"]] == [0, 1]
+    assert "emulated" in answer["results"][1]["notes"][0]
+    shown = run("verify", tiny_bundle, "--precision", "fp32", env=torchless).stdout
+    for text in (
+        "maximum",
+        "mean",
+        "99.9th percentile",
+        "Dice",
+        "flipped voxels",
+        "lesions",
+        "volume",
+        "at most 0.001",
+    ):
+        assert text in shown
+    assert "fp16" not in shown
+
+
+def test_verify_out_of_tolerance_is_exit_code_5_with_the_numbers(run: Run, tiny_bundle: Path) -> None:
+    shown = run("verify", tiny_bundle, "--max-difference", 0, code=5).stdout
+    assert len(re.findall(r"out of tolerance: maximum difference \S+ is over 0\n", shown)) == 2
+    assert "OUT OF tolerance" in shown
+    answer = json.loads(run("verify", tiny_bundle, "--percentile-difference", 0, "--json", code=5).stdout)
+    assert answer["passed"] is False
+    assert all(len(row["findings"]) == 1 and row["tolerance"]["percentile"] == 0 for row in answer["results"])
+
+
+def test_verify_compares_with_pytorch_on_a_volume_and_keeps_that_for_others(
+    run: Run, tiny_bundle: Path, tiny_checkpoint: Path, small_flair: Path, torchless: dict[str, str], tmp_path: Path
+) -> None:
+    fixed = ("verify", tiny_bundle, "--precision", "fp32", "--json")
+    on_slices = json.loads(run(*fixed, "--reference", tiny_checkpoint).stdout)["results"][0]
+    stored = json.loads(run(*fixed).stdout)["results"][0]
+    assert on_slices["notes"] == []
+    assert on_slices["what"] == stored["what"] == "phantom slices"
+    assert on_slices["comparison"]["reference_lesions"] == stored["comparison"]["reference_lesions"]
+    volume = ("--reference", tiny_checkpoint, "--input", small_flair, "--save-reference", tmp_path / "out.npz")
+    computed = json.loads(run(*fixed, *volume).stdout)["results"][0]
+    assert sha256(small_flair) in computed["what"]
+    kept = json.loads(run(*fixed, "--reference", tmp_path / "out.npz", env=torchless).stdout)["results"][0]
+    assert kept == computed
+    assert "--force" in one_error(run(*fixed, *volume, code=3))
+    (tmp_path / "out.npz").write_bytes((tmp_path / "out.npz").read_bytes()[:5000])
+    assert "out.npz: not a reference" in one_error(run(*fixed, "--reference", tmp_path / "out.npz", code=3))
+
+
+def test_verify_notes_that_the_reference_is_of_another_checkpoint(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    from lesionrt.train.checkpoint import save_checkpoint
+    from lesionrt.train.model import NetworkConfig
+    from lesionrt.train.untrained import untrained_checkpoint
+
+    config = NetworkConfig(growth_rate=4, layers=2, levels=2, first_channels=8)
+    save_checkpoint(untrained_checkpoint(config, seed=1), tmp_path / "other.pt")
+    result = run("verify", tiny_bundle, "--reference", tmp_path / "other.pt", "--json", code=5)
+    for row in json.loads(result.stdout)["results"]:
+        assert row["findings"]
+        assert any("another checkpoint" in note for note in row["notes"])
+
+
+def test_verify_refuses_slices_that_do_not_fit_the_network(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    arrays = {"slices": np.zeros((3, 1, 10, 12), np.float32), "lesion": np.zeros((1, 10, 12), np.float32)}
+    np.savez(tmp_path / "ten.npz", **arrays, checkpoint_sha256="", source="")
+    assert "multiple" in one_error(run("verify", tiny_bundle, "--reference", tmp_path / "ten.npz", code=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--input", "flair.nii.gz"], 2),
+        (["--input", "flair.nii.gz", "--reference", "known.npz"], 2),
+        (["--save-reference", "out.npz"], 2),
+        (["--precision", "fp8"], 2),
+        (["--max-difference", "-1"], 2),
+        (["--min-dice", "2"], 2),
+        (["--backend", "abacus"], 4),
+        (["--reference", "no.npz"], 3),
+        (["--reference", "no.pt"], 3),
+    ],
+)
+def test_verify_refuses_options_that_do_not_fit(run: Run, tiny_bundle: Path, options: list[str], code: int) -> None:
+    result = run("verify", tiny_bundle, *options, code=code)
+    assert result.stderr.lower().count("error") == 1
+    assert not result.stdout

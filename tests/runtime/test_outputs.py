@@ -1,0 +1,293 @@
+"""Where results go, and that they are there as a whole or not at all."""
+
+import gzip
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lesionrt.runtime.errors import OutputError, UsageError, VolumeError
+from lesionrt.runtime.files import write_atomically
+from lesionrt.runtime.outputs import nifti_bytes, plan_jobs, targets_of
+
+COMMAND = Path(sys.executable).parent / "lesionrt"
+RESULTS = ["flair_lesions.csv", "flair_lesions.nii.gz", "flair_report.json"]
+Segment = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def segment(run: Segment, tiny_bundle: Path) -> Segment:
+    """The command with the small model."""
+    return lambda *arguments, **options: run("segment", "--model", tiny_bundle, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def flake(small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four slices of the small volume."""
+    path = tmp_path_factory.mktemp("flake") / "flair.nii.gz"
+    nib.save(nib.load(small_flair).slicer[:, :, 18:22], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tall(small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small volume eight times on top of itself: many seconds of computing."""
+    flair = nib.load(small_flair)
+    path = tmp_path_factory.mktemp("tall") / "flair.nii.gz"
+    nib.save(nib.Nifti1Image(np.tile(flair.get_fdata(dtype=np.float32), (1, 1, 8)), flair.affine), path)
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones included."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    """Empty files: planning reads none."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "table"),
+    [
+        ("flair.nii", "flair_lesions.nii.gz", "flair_lesions.csv"),
+        ("p07.t2.nii.gz", "p07.t2_lesions.nii.gz", "p07.t2_lesions.csv"),
+        ("a/b/flair.nii.gz", "a/b/flair_lesions.nii.gz", "a/b/flair_lesions.csv"),
+        ("sub-01.nii.gz", "sub-01_lesions.nii.gz", "sub-01_lesions.csv"),
+        ("sub-01_FLAIR.nii.gz", "sub-01_desc-lesions_mask.nii.gz", "sub-01_desc-lesions_table.csv"),
+        ("my_sub-01_FLAIR.nii", "my_sub-01_FLAIR_lesions.nii.gz", "my_sub-01_FLAIR_lesions.csv"),
+        (
+            "sub-01/ses-2/anat/sub-01_ses-2_acq-3D_desc-brain_FLAIR.nii.gz",
+            "sub-01/ses-2/anat/sub-01_ses-2_acq-3D_desc-lesions_mask.nii.gz",
+            "sub-01/ses-2/anat/sub-01_ses-2_acq-3D_desc-lesions_table.csv",
+        ),
+    ],
+)
+def test_results_are_named_after_the_input(name: str, mask: str, table: str) -> None:
+    targets = targets_of(Path("out", name))
+    assert targets["mask"] == Path("out", mask)
+    assert targets["table"] == Path("out", table)
+    assert len(set(targets.values())) == 5
+
+
+def test_inputs_keep_their_path_below_the_common_folder(tmp_path: Path) -> None:
+    scans = touch(tmp_path, "in/a/flair.nii.gz", "in/b/one/flair.nii.gz")
+    jobs, left_out = plan_jobs(scans, Path("out"))
+    assert [job.flair for job in jobs] == scans
+    assert [str(job.targets["mask"].parent) for job in jobs] == ["out/a", "out/b/one"]
+    assert left_out == []
+
+
+def test_one_input_needs_no_folder_of_its_own(tmp_path: Path) -> None:
+    [scan] = touch(tmp_path, "in/a/flair.nii.gz")
+    assert plan_jobs([scan], Path("out"))[0][0].targets["mask"] == Path("out/flair_lesions.nii.gz")
+
+
+def test_relative_and_absolute_inputs_have_a_common_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/flair.nii", "b/flair.nii")
+    monkeypatch.chdir(tmp_path / "a")
+    jobs, _ = plan_jobs([Path("flair.nii"), tmp_path / "b/flair.nii"], tmp_path / "out")
+    assert [job.targets["mask"].parent for job in jobs] == [tmp_path / "out/a", tmp_path / "out/b"]
+
+
+def test_folder_stands_for_its_volumes_without_our_results(tmp_path: Path) -> None:
+    scans = touch(tmp_path, "a/flair.nii.gz", "a/sub-1_FLAIR.nii", "b/lesions.nii.gz", "b/other_lesions.nii.gz")
+    touch(tmp_path, "a/notes.txt", "a/.flair.nii.gz", "a/.flair_lesions.nii.gz.0a1b2c3d.partial")
+    results = touch(
+        tmp_path,
+        *("a/flair_lesions.nii.gz", "a/flair_probability.nii.gz"),  # beside their volume
+        *(
+            "a/sub-1_desc-lesions_mask.nii.gz",
+            "a/sub-1_desc-lesions_probseg.nii.gz",
+            "a/sub-1_desc-lesions_report.json",
+        ),
+        *("out/x_report.json", "out/x_lesions.nii.gz"),  # beside their report
+    )
+    jobs, left_out = plan_jobs([tmp_path], tmp_path / "out")
+    assert {job.flair for job in jobs} == set(scans)
+    assert set(left_out) == {path for path in results if path.suffix != ".json"}
+
+
+def test_folder_without_volumes_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.txt", "x_report.json", "x_lesions.nii.gz")
+    with pytest.raises(VolumeError, match="no volumes"):
+        plan_jobs([tmp_path], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("given", "out"),
+    [
+        (["flair.nii", "flair.nii.gz"], "out"),
+        (["flair.nii", "flair.nii"], "out"),
+        (["flair.nii", "../in/flair.nii"], "out"),
+        ([".", "flair.nii"], "out"),
+        (["sub-1_FLAIR.nii", "sub-1_desc-x_FLAIR.nii"], "out"),
+        (["a.nii", "a_lesions.nii.gz"], "in"),
+        (["a.nii", "a_lesions.nii.gz"], "link"),
+    ],
+)
+def test_names_that_collide_are_refused_before_anything_is_read(tmp_path: Path, given: list[str], out: str) -> None:
+    touch(tmp_path / "in", "flair.nii", *(name for name in given if name != "."))
+    (tmp_path / "link").symlink_to("in")
+    with pytest.raises(UsageError, match="rename them or run them apart"):
+        plan_jobs([tmp_path / "in" / name for name in given], tmp_path / out)
+
+
+def test_colliding_names_are_a_usage_error_and_nothing_is_written(
+    segment: Segment, flake: Path, tmp_path: Path
+) -> None:
+    scan = Path(shutil.copy(flake, tmp_path))
+    scan.with_suffix("").write_bytes(gzip.decompress(flake.read_bytes()))
+    before = files(tmp_path)
+    result = segment(scan, scan.with_suffix(""), "-o", tmp_path / "out", "--force", code=2)
+    assert f"{scan}, {scan.with_suffix('')}\n" in result.stderr
+    assert files(tmp_path) == before
+
+
+def test_inputs_of_one_name_in_two_folders_are_both_written(segment: Segment, flake: Path, tmp_path: Path) -> None:
+    for folder in ("in/a", "in/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(flake, tmp_path / folder)
+    segment(tmp_path / "in/a/flair.nii.gz", tmp_path / "in/b/flair.nii.gz", "-o", tmp_path / "out")
+    assert sorted(files(tmp_path / "out")) == [f"{folder}/{name}" for folder in "ab" for name in RESULTS]
+
+
+def test_second_run_over_a_folder_leaves_out_the_results_of_the_first(
+    segment: Segment, flake: Path, tmp_path: Path
+) -> None:
+    shutil.copy(flake, tmp_path)
+    shutil.copy(flake, tmp_path / "sub-1_FLAIR.nii.gz")
+    options = (tmp_path, "-o", tmp_path, "--json", "--probabilities")
+    first, second = segment(*options), segment(*options, "--force")
+    inputs = [[json.loads(line)["input"] for line in result.stdout.splitlines()] for result in (first, second)]
+    assert inputs[0] == inputs[1] == [str(tmp_path / "flair.nii.gz"), str(tmp_path / "sub-1_FLAIR.nii.gz")]
+    assert "left out" not in first.stderr
+    assert second.stderr.count("left out, a result of lesionrt") == 4
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_existing_result_is_overwritten_with_force_only(
+    segment: Segment, flake: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    result = segment(flake, "-o", tmp_path, code=3)
+    assert f"{tmp_path / name} exists already; give --force" in result.stderr
+    assert files(tmp_path) == {name: b"mine"}
+    segment(flake, "-o", tmp_path, "--force")
+    assert sorted(files(tmp_path)) == RESULTS
+    assert (tmp_path / name).read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("out", ["a file", "a file/out", "/proc/out"])
+def test_folder_that_cannot_be_made_is_one_clear_error(segment: Segment, flake: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "a file").write_bytes(b"mine")
+    result = segment(flake, "-o", tmp_path / out, code=3)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert str(tmp_path / out) in errors[0] or str(tmp_path / "a file") in errors[0]
+    assert files(tmp_path) == {"a file": b"mine"}
+
+
+def test_write_that_fails_half_way_leaves_nothing(segment: Segment, flake: Path, tmp_path: Path) -> None:
+    limit = (20_000, resource.RLIM_INFINITY)  # bytes a file: enough for the table, not for the picture
+    result = segment(
+        *(flake, "-o", tmp_path, "--overlay"),
+        code=3,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert "cannot be written" in result.stderr
+    assert files(tmp_path) == {}
+
+
+def start(scan: Path, out: Path, bundle: Path, *options: str) -> subprocess.Popen[str]:
+    """The command in the background, with the signals of a terminal."""
+    return subprocess.Popen(
+        [COMMAND, "segment", scan, "-o", out, "--model", bundle, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def stop(process: subprocess.Popen[str], sent: signal.Signals) -> None:
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_run_that_is_stopped_while_it_computes_leaves_nothing(
+    tiny_bundle: Path, tall: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    process = start(tall, tmp_path, tiny_bundle, "--chunk", "1", "--probabilities", "--overlay")
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("model ")
+    time.sleep(0.7)  # the volume is read in less
+    assert process.poll() is None, "finished before it was stopped"
+    stop(process, sent)
+    assert process.returncode != 0
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_run_that_is_stopped_while_it_writes_leaves_whole_files_only(
+    segment: Segment, tiny_bundle: Path, flake: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    segment(flake, "-o", tmp_path / "whole", "--probabilities", "--overlay")
+    (tmp_path / "out").mkdir()
+    process = start(flake, tmp_path / "out", tiny_bundle, "--probabilities", "--overlay")
+    while process.poll() is None and not any((tmp_path / "out").iterdir()):
+        pass
+    stop(process, sent)
+    left, whole = files(tmp_path / "out"), files(tmp_path / "whole")
+    if sent == signal.SIGKILL:
+        left = {name: content for name, content in left.items() if not name.endswith(".partial")}
+    for name, content in left.items():
+        if name == "flair_report.json":  # its seconds differ
+            assert json.loads(content)["lesion_count"] == json.loads(whole[name])["lesion_count"]
+        else:
+            assert content == whole[name]
+
+
+@pytest.mark.parametrize("obstacle", ["parent is a file", "target is a folder"])
+def test_files_that_belong_together_are_all_written_or_none(tmp_path: Path, obstacle: str) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "sub" / "b.json"
+    first.write_bytes(b"old")
+    if obstacle == "parent is a file":
+        second.parent.write_bytes(b"in the way")
+    else:
+        second.mkdir(parents=True)
+    before = files(tmp_path)
+    named = second.parent if obstacle == "parent is a file" else second
+    with pytest.raises(OutputError, match=re.escape(f"{named}: cannot be written")):
+        write_atomically({first: b"new", second: b"new"})
+    assert files(tmp_path) == before
+
+
+def test_files_are_written_into_new_folders_and_over_old_ones(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    write_atomically({tmp_path / "a": b"1", tmp_path / "new/folder/b": b"2"})
+    assert files(tmp_path) == {"a": b"1", "new/folder/b": b"2"}
+
+
+def test_volume_is_compressed_without_a_time_stamp_or_name() -> None:
+    image = nib.Nifti1Image(np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.eye(4))
+    content = nifti_bytes(image)
+    assert content[3:8] == bytes(5)  # flags (no name) and modification time of the gzip header
+    assert content == nifti_bytes(image)
+    assert gzip.decompress(content) == image.to_bytes()

@@ -1,0 +1,75 @@
+"""The README's commands and examples, run as they stand there."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lesionrt.runtime.segmenter import DEFAULT_MODEL
+from lesionrt.train.model import Network, NetworkConfig
+from lesionrt.train.official import official_name
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```(console|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PLAIN = NetworkConfig(attention=False, convlstm=False, readout="centre")
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_checkpoint: Path, small_flair: Path
+) -> Path:
+    """The files that the README speaks of, made of small phantoms and a small network."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(tiny_bundle, folder / "bundle")
+    shutil.copy(tiny_checkpoint, folder / "checkpoint.pt")
+    (folder / "scans").mkdir()
+    for name in ("flair.nii.gz", "scans/sub-01_FLAIR.nii.gz", "scans/other.nii.gz"):
+        shutil.copy(small_flair, folder / name)
+    state = {official_name(name): value for name, value in Network(PLAIN).state_dict().items()}
+    torch.save({"model_state": state}, folder / "weights.pth")
+    return folder
+
+
+@pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="no default model is installed: run through `make test`")
+def test_every_command_and_example_runs_in_its_order(folder: Path, run: Callable[..., Any]) -> None:
+    ran = 0
+    for kind, text in BLOCKS:
+        if kind == "python":
+            subprocess.run([sys.executable, "-c", text], cwd=folder, check=True, env=os.environ)
+            continue
+        for line in text.splitlines():
+            command = shlex.split(line, comments=True)
+            if command[:1] == ["lesionrt"]:
+                if command[1] == "export":
+                    shutil.rmtree(folder / "bundle")
+                run(*command[1:], cwd=folder)
+                ran += 1
+    assert ran >= 8
+    assert (folder / "mask.nii.gz").is_file()
+    assert {path.name for path in (folder / "results").iterdir()} >= {
+        "other_overlay.png",
+        "sub-01_desc-lesions_mask.nii.gz",
+    }
+
+
+def test_the_make_targets_exist() -> None:
+    targets = re.findall(r"^make (\w+)", "\n".join(text for _, text in BLOCKS), re.MULTILINE)
+    assert targets[:2] == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_extras_that_it_names_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"pip install '\.\[([\w,]+)\]'", "\n".join(text for _, text in BLOCKS))
+    assert named
+    assert {extra for group in named for extra in group.split(",")} <= set(extras)

@@ -1,0 +1,109 @@
+"""Checkpoints rebuild their network, and say what is wrong with a file that is none."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lesionrt.runtime.errors import CheckpointError
+from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
+from lesionrt.train.model import NetworkConfig
+from lesionrt.train.untrained import untrained_checkpoint
+
+SMALL = NetworkConfig(growth_rate=2, layers=1, levels=1, first_channels=4, attention=False, readout="centre")
+
+
+def test_a_checkpoint_rebuilds_its_network_without_other_arguments(tmp_path: Path) -> None:
+    saved = untrained_checkpoint(SMALL, seed=5)
+    save_checkpoint(saved, tmp_path / "a.pt")
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert loaded.network.config == SMALL
+    assert (loaded.preparation, loaded.model) == (saved.preparation, saved.model)
+    assert not loaded.network.training
+    windows = torch.randn(1, 3, 4, 4)
+    with torch.inference_mode():
+        assert torch.equal(loaded.network(windows), saved.network.eval()(windows))
+
+
+def test_the_untrained_network_depends_on_its_seed_alone() -> None:
+    first, again, other = (untrained_checkpoint(SMALL, seed).network.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["first.weight"], other["first.weight"])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    save_checkpoint(untrained_checkpoint(SMALL), path)
+    return path
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_truncated_file_is_named(file: Path, keep: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
+    with pytest.raises(
+        CheckpointError, match=r"model\.pt: .*damaged, truncated or not a PyTorch file|not a PyTorch file"
+    ):
+        load_checkpoint(file)
+
+
+def test_a_damaged_file_is_a_checkpoint_error_wherever_the_damage_is(file: Path) -> None:
+    content = file.read_bytes()
+    for position in range(0, len(content), len(content) // 40):
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        file.write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):  # and no other error; the tensors' own bytes may change unseen
+            load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "finding"),
+    [
+        ({"weights": torch.zeros(1)}, "not a lesionrt checkpoint"),
+        ({"model_state": {}}, "import-official"),
+        ([1, 2], "not a lesionrt checkpoint"),
+        ({"format": "lesionrt checkpoint", "version": 99}, "version 99"),
+        ({"format": "lesionrt checkpoint", "version": 1, "state": {}}, "without network, preparation, model"),
+    ],
+)
+def test_a_foreign_file_is_named(tmp_path: Path, content: object, finding: str) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=rf"other\.pt: .*{finding}"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_parameters_that_do_not_fit_are_all_listed(file: Path) -> None:
+    content = torch.load(file, weights_only=True)
+    del content["state"]["first.bias"]
+    content["state"]["extra"] = torch.zeros(1)
+    torch.save(content, file)
+    with pytest.raises(CheckpointError, match=r"(?s)first\.bias.*extra|extra.*first\.bias"):
+        load_checkpoint(file)
+
+
+class _Code:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": _Code()}, "evil.pt")
+    with pytest.raises(CheckpointError, match=r"evil\.pt: .*never loaded"):
+        load_checkpoint(Path("evil.pt"))
+    assert not Path("executed").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.pt: no such file"):
+        load_checkpoint(tmp_path / "gone.pt")
+
+
+def test_saving_replaces_a_file_as_a_whole(file: Path) -> None:
+    save_checkpoint(untrained_checkpoint(SMALL, seed=9), file)
+    assert load_checkpoint(file).model.version == "seed9"
+    assert [path.name for path in file.parent.iterdir()] == ["model.pt"]
