@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from lesionrt.runtime.geometry import resample
+
 SHAPE = (182, 218, 182)  # 1 mm voxels, as large as the usual template
 # FLAIR contrast, in arbitrary units.
 CSF, WHITE, GREY, LESION = 40.0, 150.0, 185.0, 290.0
@@ -49,21 +51,21 @@ def phantom(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> tuple[NDArray
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], sigma: float) -> NDArray[np.float32]:
-    """Noise of unit deviation, smoothed over `sigma` voxels; made coarse and interpolated, which is fast."""
+    """Noise of unit deviation and about `sigma` voxels' smoothness; made coarse and interpolated, which is fast."""
     step = max(1, int(sigma))
-    coarse = rng.normal(size=[n // step + 3 for n in shape]).astype(np.float32)
-    coarse = ndimage.gaussian_filter(coarse, 1.0)
-    fine = ndimage.zoom(coarse, step, order=1)[tuple(slice(0, n) for n in shape)]
-    return np.asarray(fine / fine.std(), np.float32)
+    noise = ndimage.gaussian_filter(rng.normal(size=[n // step + 2 for n in shape]).astype(np.float32), 1.0)
+    for axis, length in enumerate(shape):
+        noise = resample(noise, axis, step, length, 1.0)
+    return noise / noise.std()
 
 
 def _lesions(
     rng: np.random.Generator, shape: tuple[int, int, int], white: NDArray[np.bool_], ventricle: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Ellipsoids in white matter, most of them close to the ventricles, as in multiple sclerosis."""
-    distance = ndimage.distance_transform_edt(~ventricle) if ventricle.any() else np.ones(shape)
-    near = np.argwhere(white & (distance < 8))
-    far = np.argwhere(white & (distance > 15))
+    coarse = ventricle[::2, ::2, ::2]
+    distance = 2 * ndimage.distance_transform_edt(~coarse) if coarse.any() else np.ones(coarse.shape)
+    near, far = (2 * np.argwhere(white[::2, ::2, ::2] & there) for there in (distance < 8, distance > 15))
     lesions = np.zeros(shape, bool)
     for places, count in ((near, 14), (far, 8)):
         for centre in places[rng.integers(0, len(places), count)] if len(places) else ():

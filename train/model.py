@@ -171,8 +171,7 @@ class TransitionUp(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(n, C, h/2, w/2) and a skip connection (n, S, h, w) to (n, C + S, h, w)."""
-        height, width = skip.shape[-2:]
-        up = self.conv(x)[..., :height, :width]  # 2h + 1 to 2h: a centre crop of one row takes the last
+        up = self.conv(x)[..., :-1, :-1]  # 2h + 1 to 2h: a centre crop of one row takes the last
         return torch.cat([up, skip], 1)
 
 
@@ -200,14 +199,13 @@ class ConvLSTM(nn.Module):
 
     def stack(self, features: Tensor, readout: str) -> Tensor:
         """Features (n, C, h, w) of consecutive slices to hidden states (n - 2, C, h, w), all windows at once."""
-        from_input, from_hidden = self.gates.weight.split(self.channels, 1)
+        from_input, from_hidden = self.gates.weight[:, : self.channels], self.gates.weight[:, self.channels :]
         gates = F.conv2d(features, from_input, padding=1)  # (n, 4C, h, w)
-        n = gates.shape[0]
-        # The state before the first slice is zero: no hidden convolution, and nothing to forget.
-        i, _, o, g = gates[: n - 2].chunk(4, 1)
+        # Static shifts of the stack are its windows. The state before the first slice is zero: no hidden convolution, and nothing to forget.
+        i, _, o, g = gates[:-2].chunk(4, 1)
         cell = torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell)
-        hidden, cell = self._step(gates[1 : n - 1] + F.conv2d(hidden, from_hidden, padding=1), cell)
+        hidden, cell = self._step(gates[1:-1] + F.conv2d(hidden, from_hidden, padding=1), cell)
         if readout == "last":
             hidden, cell = self._step(gates[2:] + F.conv2d(hidden, from_hidden, padding=1), cell)
         return hidden
@@ -282,9 +280,8 @@ class Network(nn.Module):
     def stack_logits(self, slices: Tensor) -> Tensor:
         """A stack (n, 1, H, W) to logits (n - 2, 2, H, W) of all slices but the first and last, in one pass."""
         features, skips = self.encode(slices)
-        n = slices.shape[0]
-        hidden = features[1 : n - 1] if self.convlstm is None else self.convlstm.stack(features, self.config.readout)
-        return self.decode(hidden, [skip[1 : n - 1] for skip in skips])
+        hidden = features[1:-1] if self.convlstm is None else self.convlstm.stack(features, self.config.readout)
+        return self.decode(hidden, [skip[1:-1] for skip in skips])
 
     def forward(self, windows: Tensor) -> Tensor:
         """Windows (batch, 3, H, W) to lesion probabilities (batch, H, W) of the centre slices."""

@@ -1,5 +1,7 @@
 """A network that never learned anything: a placeholder that runs every path."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import nn
@@ -59,6 +61,7 @@ def untrained_checkpoint(config: NetworkConfig | None = None, seed: int = 0) -> 
     return Checkpoint(network, preparation, model)
 
 
+@cache
 def phantom_slices(preparation: Preparation, size_multiple: int, count: int, seed: int = 0) -> np.ndarray:
     """Consecutive prepared slices (count, 1, H, W) through the middle of a phantom's brain."""
     flair, _ = phantom(seed=seed)

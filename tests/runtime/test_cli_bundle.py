@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -90,8 +91,13 @@ def test_inspect_shows_the_manifest_and_whole_checksums(run: Run, tiny_bundle: P
     assert (found["sha256"], found["damaged"]) == (sha256(tiny_bundle / MANIFEST), {})
 
 
-@pytest.mark.parametrize("how", ["changed", "cut", "removed", "linked"])
-@pytest.mark.parametrize("name", [GRAPH, REFERENCE])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *((GRAPH, how) for how in ("changed", "cut", "removed", "linked")),
+        *((REFERENCE, how) for how in ("changed", "removed")),
+    ],
+)
 def test_damaged_file_of_a_bundle_is_named_and_not_used(
     run: Run, bundle: Path, small_flair: Path, name: str, how: str
 ) -> None:
@@ -124,7 +130,7 @@ def without(*path: str) -> Callable[[dict[str, Any]], object]:
     return change
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", ".", "", "a\\b", MANIFEST, "x\0y"])
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", ".", "", "a\\b", MANIFEST])
 def test_file_name_that_leaves_the_bundle_is_refused(run: Run, bundle: Path, name: str) -> None:
     edit(bundle, rename(name))
     assert f"{bundle / MANIFEST}: file name {name!r}" in one_error(run("inspect", bundle, code=3))
@@ -142,7 +148,6 @@ def test_file_name_that_leaves_the_bundle_is_refused(run: Run, bundle: Path, nam
 def test_manifest_without_an_entry_is_one_clear_error(run: Run, bundle: Path, path: list[str]) -> None:
     edit(bundle, without(*path))
     assert str(bundle / MANIFEST) in one_error(run("inspect", bundle, code=3))
-    assert str(bundle / MANIFEST) in one_error(run("verify", bundle, code=3))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,6 @@ def test_manifest_without_an_entry_is_one_clear_error(run: Run, bundle: Path, pa
         ({"threshold": None}, ""),
         ({"graphs": {}}, "names no graph"),
         ({"graphs": {"fp32": "other.onnx"}}, "'other.onnx', of which it has no sha256"),
-        ({"graphs": {"int3": GRAPH}}, "int3"),
         ({"graphs": [GRAPH]}, ""),
         ({"files": []}, ""),
         ({"model": {"name": "x", "version": 1, "trained": "yes"}}, "model"),
@@ -167,10 +171,14 @@ def test_manifest_with_a_wrong_entry_is_one_clear_error(
     run: Run, bundle: Path, change: dict[str, Any], message: str
 ) -> None:
     edit(bundle, lambda manifest: manifest.update(change))
-    for verb in ("inspect", "verify"):
-        error = one_error(run(verb, bundle, code=3))
-        assert str(bundle / MANIFEST) in error
-        assert message in error
+    error = one_error(run("inspect", bundle, code=3))
+    assert str(bundle / MANIFEST) in error
+    assert message in error
+
+
+def test_graph_of_a_precision_that_is_not_known_is_one_clear_error(run: Run, bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest.update(graphs={"int3": GRAPH}))
+    assert "int3" in one_error(run("verify", bundle, code=3))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\0", b"3", b"[" * 100_000], ids=len)
@@ -179,14 +187,10 @@ def test_manifest_that_is_no_json_object_is_one_clear_error(run: Run, bundle: Pa
     assert str(bundle / MANIFEST) in one_error(run("inspect", bundle, code=3))
 
 
-@pytest.mark.parametrize("what", ["nothing", "an empty folder", "a file"])
-def test_what_is_no_bundle_is_one_clear_error(run: Run, tmp_path: Path, what: str) -> None:
-    path = tmp_path / "bundle"
-    if what == "a file":
-        path.touch()
-    elif what == "an empty folder":
-        path.mkdir()
-    assert f"{path}: " in one_error(run("inspect", path, code=3))
+@pytest.mark.parametrize("make", [Path.absolute, Path.mkdir, Path.touch], ids=["nothing", "empty folder", "file"])
+def test_what_is_no_bundle_is_one_clear_error(run: Run, tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "bundle")
+    assert f"{tmp_path / 'bundle'}: " in one_error(run("inspect", tmp_path / "bundle", code=3))
 
 
 def test_verify_passes_without_torch_and_gives_its_numbers(
@@ -231,15 +235,17 @@ def test_verify_out_of_tolerance_is_exit_code_5_with_the_numbers(run: Run, tiny_
 def test_verify_compares_with_pytorch_on_a_volume_and_keeps_that_for_others(
     run: Run, tiny_bundle: Path, tiny_checkpoint: Path, small_flair: Path, torchless: dict[str, str], tmp_path: Path
 ) -> None:
+    flair = tmp_path / "flair.nii.gz"
+    nib.save(nib.load(small_flair).slicer[:, :, 16:24], flair)
     fixed = ("verify", tiny_bundle, "--precision", "fp32", "--json")
     on_slices = json.loads(run(*fixed, "--reference", tiny_checkpoint).stdout)["results"][0]
     stored = json.loads(run(*fixed).stdout)["results"][0]
     assert on_slices["notes"] == []
     assert on_slices["what"] == stored["what"] == "phantom slices"
     assert on_slices["comparison"]["reference_lesions"] == stored["comparison"]["reference_lesions"]
-    volume = ("--reference", tiny_checkpoint, "--input", small_flair, "--save-reference", tmp_path / "out.npz")
+    volume = ("--reference", tiny_checkpoint, "--input", flair, "--save-reference", tmp_path / "out.npz")
     computed = json.loads(run(*fixed, *volume).stdout)["results"][0]
-    assert sha256(small_flair) in computed["what"]
+    assert sha256(flair) in computed["what"]
     kept = json.loads(run(*fixed, "--reference", tmp_path / "out.npz", env=torchless).stdout)["results"][0]
     assert kept == computed
     assert "--force" in one_error(run(*fixed, *volume, code=3))
@@ -264,6 +270,14 @@ def test_verify_refuses_slices_that_do_not_fit_the_network(run: Run, tiny_bundle
     arrays = {"slices": np.zeros((3, 1, 10, 12), np.float32), "lesion": np.zeros((1, 10, 12), np.float32)}
     np.savez(tmp_path / "ten.npz", **arrays, checkpoint_sha256="", source="")
     assert "multiple" in one_error(run("verify", tiny_bundle, "--reference", tmp_path / "ten.npz", code=3))
+
+
+def test_verify_fails_on_nan_and_says_so_in_valid_json(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    arrays = {"slices": np.zeros((3, 1, 8, 12), np.float32), "lesion": np.full((1, 8, 12), np.nan, np.float32)}
+    np.savez(tmp_path / "nan.npz", **arrays, checkpoint_sha256="", source="")
+    result = run("verify", tiny_bundle, "--reference", tmp_path / "nan.npz", "--json", code=5)
+    assert not re.search(r"\b(NaN|Infinity)\b", result.stdout), "not JSON (RFC 8259)"
+    assert all(row["findings"] for row in json.loads(result.stdout)["results"])
 
 
 @pytest.mark.parametrize(
