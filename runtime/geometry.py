@@ -114,7 +114,7 @@ def resample(data: Array, axis: int, spacing: float, length: int, new_spacing: f
     >>> resample(np.array([0, 2, 4, 6], np.float32), 0, 2.0, 8, 1.0)
     array([0. , 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6. ], dtype=float32)
     >>> resample(np.array([0, 0, 4, 4, 0, 0], np.float32), 0, 1.0, 3, 2.0)
-    array([0.5, 3. , 0.5], dtype=float32)
+    array([0.5714286, 3.       , 0.5714286], dtype=float32)
     """
     old = data.shape[axis]
     if spacing == new_spacing and old == length:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 CONNECTIVITY = 26  # neighbours of a voxel: faces, edges and corners
+ROUNDING = 1e-6  # relative, of a voxel's volume: an affine is often stored in single precision
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def find_lesions(
     sizes = np.bincount(of, minlength=count + 1)
     values: list[NDArray[Any]] = [*where, probability[where]]
     means = [np.bincount(of, each, count + 1) / np.maximum(sizes, 1) for each in values]
-    kept = [n for n in range(1, count + 1) if sizes[n] * voxel_mm3 >= smallest_mm3]
+    least = smallest_mm3 * (1 - ROUNDING)
+    kept = [n for n in range(1, count + 1) if sizes[n] * voxel_mm3 >= least]
     kept.sort(key=lambda n: (-int(sizes[n]), n))
     boxes = ndimage.find_objects(labels)
     lesions = []

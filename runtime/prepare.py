@@ -52,7 +52,7 @@ class Preparation:
     spacing_mm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.normalisation not in _NORMALISATIONS:
+        if self.normalisation not in [*_NORMALISATIONS]:
             raise InputError(
                 f"input preparation: normalisation is {self.normalisation!r}; expected one of {[*_NORMALISATIONS]}"
             )
@@ -66,7 +66,7 @@ class Preparation:
             raise InputError(
                 f"input preparation: axes is {self.axes!r}; the first must point superior or inferior (S or I)"
             )
-        if not isinstance(self.spacing_mm, int | float) or not 0.1 <= self.spacing_mm <= 10:
+        if type(self.spacing_mm) not in (int, float) or not 0.1 <= self.spacing_mm <= 10:
             raise InputError(f"input preparation: spacing_mm is {self.spacing_mm!r}; expected 0.1 to 10")
 
     @property
@@ -98,7 +98,7 @@ class Prepared:
 
     def restore(self, probabilities: Array) -> Array:
         """Probabilities (n, H, W) of the box to the volume's own grid; 0 outside the brain."""
-        stack = np.zeros(self.grid.model_shape, np.float32)
+        stack, share = (np.zeros(self.grid.model_shape, np.float32) for _ in range(2))
         # The part of the box that is on the grid, and where it lies there.
         box, grid = [], []
         for start, length, limit in zip(self.origin, probabilities.shape, stack.shape, strict=True):
@@ -106,7 +106,11 @@ class Prepared:
             grid.append(slice(first, last))
             box.append(slice(first - start, last - start))
         stack[tuple(grid)] = np.where(self.brain, probabilities, 0)[tuple(box)]
-        return np.clip(self.grid.to_volume(stack), 0, 1)
+        share[tuple(grid)] = self.brain[tuple(box)]
+        # Weighted as on the way in: what is outside the brain does not dilute the probabilities at its edge.
+        restored, share = self.grid.to_volume(stack), self.grid.to_volume(share)
+        np.divide(restored, share, out=restored, where=share > 0)
+        return np.clip(restored, 0, 1, out=restored)
 
 
 def prepare(data: Array, brain: Mask, grid: ModelGrid, preparation: Preparation, size_multiple: int) -> Prepared:

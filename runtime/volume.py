@@ -22,7 +22,8 @@ from lesionrt.runtime.errors import VolumeError
 SUFFIXES = (".nii.gz", ".nii")
 GZIP_MOST = 1032  # deflate cannot compress further than this ratio
 BLOCK = 1 << 22  # bytes inflated at a time
-LARGEST_FIELD_MM = 1000.0  # no head is that long: a wrong voxel size
+LARGEST_FIELD_MM = 512.0  # no head is that long: a wrong voxel size, which would also need the memory
+SMALL_FIELD_MM = 50.0  # no brain is that short
 LARGEST_VALUE = 1e30  # beyond it float32 arithmetic overflows
 SHEAR_TOLERANCE = 1e-3  # cosine between two array axes
 FORM_TOLERANCE_MM = 0.1  # by how much two affines may place a corner of one grid apart
@@ -214,7 +215,7 @@ def _expected_length(content: bytes, most: int) -> int:
     shape = _shape(header)
     try:
         itemsize: int = header.get_data_dtype().itemsize
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise VolumeError(f"data type code {int(header['datatype'])} is not one of NIfTI's") from error
     if int(header["bitpix"]) != itemsize * 8:
         raise VolumeError(
@@ -256,6 +257,8 @@ def _check_header(header: nib.Nifti1Header) -> None:
         raise VolumeError(
             f"voxel size {'x'.join(f'{size:g}' for size in sizes)} mm; expected positive sizes: mend the header's pixdim"
         )
+    if np.isinf(float(header["scl_slope"])):
+        raise VolumeError("the header scales voxels by an infinite slope; mend its scl_slope")
     unit = int(header["xyzt_units"]) & 7
     if unit not in (0, 2):
         name = {1: "metres", 3: "micrometres"}.get(unit, f"code {unit}")
@@ -294,6 +297,8 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
         raise VolumeError(
             f"the field of view is {text} mm; expected at most {LARGEST_FIELD_MM:.0f}: mend the voxel size in the header"
         )
+    if field_mm.max() < SMALL_FIELD_MM:
+        warnings.append(f"the field of view is only {field_mm.max():.1f} mm long; is the voxel size right?")
     # The header alone is kept: the voxels are in `data`.
     bare = type(image)(np.broadcast_to(np.float32(0), image.shape), image.affine, image.header)
     return Volume(name, data, affine, bare, digest, tuple(warnings))
@@ -302,12 +307,10 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
 def _checked_affine(image: nib.Nifti1Image, warnings: list[str]) -> NDArray[np.float64]:
     affine = np.asarray(image.affine, np.float64)
     axes = affine[:3, :3]
-    lengths = np.linalg.norm(axes, axis=0)
-    if (
-        not np.isfinite(affine).all()
-        or lengths.min() == 0
-        or abs(np.linalg.det(axes / np.where(lengths, lengths, 1))) < 1e-6
-    ):
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(axes, axis=0)
+        independent = abs(np.linalg.det(axes / lengths)) > 1e-6
+    if not (np.isfinite(affine).all() and np.isfinite(lengths).all() and lengths.min() > 0 and independent):
         raise VolumeError(
             "the affine is singular or not finite: two array axes point the same way; mend the header's sform or qform"
         )

@@ -201,7 +201,8 @@ class ConvLSTM(nn.Module):
         """Features (n, C, h, w) of consecutive slices to hidden states (n - 2, C, h, w), all windows at once."""
         from_input, from_hidden = self.gates.weight[:, : self.channels], self.gates.weight[:, self.channels :]
         gates = F.conv2d(features, from_input, padding=1)  # (n, 4C, h, w)
-        # Static shifts of the stack are its windows. The state before the first slice is zero: no hidden convolution, and nothing to forget.
+        # Static shifts of the stack are its windows. The state before the first slice is zero: there is no hidden
+        # state to convolve and nothing to forget.
         i, _, o, g = gates[:-2].chunk(4, 1)
         cell = torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell)
