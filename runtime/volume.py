@@ -23,7 +23,7 @@ SUFFIXES = (".nii.gz", ".nii")
 GZIP_MOST = 1032  # deflate cannot compress further than this ratio
 BLOCK = 1 << 22  # bytes inflated at a time
 LARGEST_FIELD_MM = 512.0  # no head is that long: a wrong voxel size, which would also need the memory
-SMALL_FIELD_MM = 50.0  # no brain is that short
+SMALLEST_FIELD_MM = 1.0  # as when sizes are in metres
 LARGEST_VALUE = 1e30  # beyond it float32 arithmetic overflows
 SHEAR_TOLERANCE = 1e-3  # cosine between two array axes
 FORM_TOLERANCE_MM = 0.1  # by how much two affines may place a corner of one grid apart
@@ -292,13 +292,11 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
         raise VolumeError(f"the voxels cannot be read ({error})") from error
     _check_values(data)
     field_mm = voxel_sizes(affine) * data.shape
-    if field_mm.max() > LARGEST_FIELD_MM:
-        text = "x".join(f"{length:.0f}" for length in field_mm)
+    if not SMALLEST_FIELD_MM <= field_mm.max() <= LARGEST_FIELD_MM:
         raise VolumeError(
-            f"the field of view is {text} mm; expected at most {LARGEST_FIELD_MM:.0f}: mend the voxel size in the header"
+            f"the field of view is {_by(field_mm)} mm; expected {SMALLEST_FIELD_MM:g} to {LARGEST_FIELD_MM:g} mm: "
+            "mend the voxel size in the header"
         )
-    if field_mm.max() < SMALL_FIELD_MM:
-        warnings.append(f"the field of view is only {field_mm.max():.1f} mm long; is the voxel size right?")
     # The header alone is kept: the voxels are in `data`.
     bare = type(image)(np.broadcast_to(np.float32(0), image.shape), image.affine, image.header)
     return Volume(name, data, affine, bare, digest, tuple(warnings))
