@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import logging
 import math
+import warnings
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -245,7 +246,9 @@ def _parse(content: bytes) -> nib.Nifti1Image:
         nib.Nifti1Image if content[:4] in ((348).to_bytes(4, "little"), (348).to_bytes(4, "big")) else nib.Nifti2Image
     )
     try:
-        return kind.from_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of extensions, which are not read
+            return kind.from_bytes(content)
     except (HeaderDataError, ImageFileError, ValueError, OSError) as error:
         raise VolumeError(f"damaged NIfTI header ({error})") from error
 
@@ -279,8 +282,8 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
     """Checks that a file and an image in memory share."""
     _check_shape(image.shape)
     _check_header(image.header)
-    warnings: list[str] = []
-    affine = _checked_affine(image, warnings)
+    notices: list[str] = []
+    affine = _checked_affine(image, notices)
     dtype: np.dtype[Any] = image.dataobj.dtype  # type: ignore[attr-defined]
     if dtype.kind not in "iuf":
         kind = "RGB colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
@@ -299,10 +302,10 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
         )
     # The header alone is kept: the voxels are in `data`.
     bare = type(image)(np.broadcast_to(np.float32(0), image.shape), image.affine, image.header)
-    return Volume(name, data, affine, bare, digest, tuple(warnings))
+    return Volume(name, data, affine, bare, digest, tuple(notices))
 
 
-def _checked_affine(image: nib.Nifti1Image, warnings: list[str]) -> NDArray[np.float64]:
+def _checked_affine(image: nib.Nifti1Image, notices: list[str]) -> NDArray[np.float64]:
     affine = np.asarray(image.affine, np.float64)
     axes = affine[:3, :3]
     with np.errstate(all="ignore"):
@@ -323,16 +326,16 @@ def _checked_affine(image: nib.Nifti1Image, warnings: list[str]) -> NDArray[np.f
         try:
             other = header.get_qform(coded=False) if int(header["qform_code"]) > 0 else None
         except (HeaderDataError, ValueError):
-            warnings.append("qform cannot be read; sform is used")
+            notices.append("qform cannot be read; sform is used")
             return affine
         if other is not None:
             apart = np.abs(_corners_mm(affine, image.shape) - _corners_mm(other, image.shape)).max()
             if not apart <= FORM_TOLERANCE_MM:
-                warnings.append(f"qform and sform disagree by up to {apart:.1f} mm; sform is used")
+                notices.append(f"qform and sform disagree by up to {apart:.1f} mm; sform is used")
         else:
             sizes = np.asarray(header.get_zooms()[:3], np.float64)
             if np.abs(sizes / lengths - 1).max() > 0.01:
-                warnings.append(f"pixdim says voxels of {_by(sizes)} mm, sform of {_by(lengths)} mm; sform is used")
+                notices.append(f"pixdim says voxels of {_by(sizes)} mm, sform of {_by(lengths)} mm; sform is used")
     return affine
 
 

@@ -211,3 +211,14 @@ def test_a_preparation_survives_as_plain_values() -> None:
     assert preparation.as_dict() == {"normalisation": "slice-min-max", "axes": "IPL", "spacing_mm": 0.9}
     assert Preparation(**preparation.as_dict()) == preparation
     assert (preparation.region, Preparation(BRAIN_ROBUST_Z).region) == ("slice", "brain")
+
+
+def test_the_brains_edge_is_not_diluted_where_voxels_are_smaller_than_the_models() -> None:
+    i = np.indices((40, 40, 40)) - 19.5
+    brain = (i**2).sum(axis=0) < 16**2  # a ball of 8 mm radius
+    grid = ModelGrid((40, 40, 40), np.diag([0.5, 0.5, 0.5, 1.0]))
+    prepared = prepare(np.where(brain, 1 + i[0] % 3, 0).astype(np.float32), brain, grid, Preparation(), 32)
+    restored = prepared.restore(np.ones(prepared.brain.shape, np.float32))
+    found = restored[brain]
+    np.testing.assert_allclose(found[found > 0], 1, atol=1e-5)
+    assert (found > 0).mean() > 0.99
