@@ -13,6 +13,18 @@ FORMAT = "lesionrt bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+# What every manifest holds besides format and version.
+_ENTRIES: dict[str, type] = {
+    "model": dict,
+    "network": dict,
+    "input": dict,
+    "graphs": dict,
+    "opset": int,
+    "checkpoint": dict,
+    "versions": dict,
+    "files": dict,
+}
 UNTRAINED = "the model is untrained, its weights are random: the mask says nothing about the patient"
 
 
@@ -125,7 +137,7 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path}: not a bundle: it has no {MANIFEST}; make one with `lesionrt export`")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleError(
             f"{manifest_path}: not readable as JSON ({error}); export or copy the bundle again"
         ) from error
@@ -146,14 +158,22 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def _check_manifest(manifest: dict[str, Any]) -> None:
+    for name, kind in _ENTRIES.items():
+        if not isinstance(manifest[name], kind):
+            raise BundleError(f"entry {name!r} is {manifest[name]!r}; expected {kind.__name__}")
+    if not isinstance(manifest["checkpoint"]["sha256"], str):
+        raise BundleError("the checkpoint's sha256 is no text")
     for name, entry in manifest["files"].items():
         if name != Path(name).name or "\\" in name or name in ("", ".", "..", MANIFEST):
             raise BundleError(f"file name {name!r}: expected a plain name inside the bundle")
         if not isinstance(entry["sha256"], str) or not isinstance(entry["bytes"], int):
             raise BundleError(f"file {name!r}: expected its sha256 and its size in bytes")
     graphs = manifest["graphs"]
+    unknown = [name for name in graphs if name not in PRECISIONS]
     if not graphs:
         raise BundleError("names no graph")
+    if unknown:
+        raise BundleError(f"has graphs of precision {', '.join(unknown)}; expected some of {', '.join(PRECISIONS)}")
     unlisted = [name for name in (*graphs.values(), REFERENCE) if name not in manifest["files"]]
     if unlisted:
         raise BundleError(f"names {', '.join(map(repr, unlisted))}, of which it has no sha256")

@@ -24,6 +24,9 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
     OutputError
         If a file cannot be written; none is then left half-written.
     """
+    for target in files:
+        if target.is_dir():
+            raise OutputError(f"{target}: cannot be written, it is a folder")
     partial: dict[Path, Path] = {}
     try:
         for target, content in files.items():
@@ -36,7 +39,8 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
         for target, source in partial.items():
             source.replace(target)
     except OSError as error:
-        raise OutputError(f"{error.filename or target}: cannot be written ({error.strerror})") from error
+        named = error.filename if error.filename in map(str, target.parents) else target  # not the hidden partial file
+        raise OutputError(f"{named}: cannot be written ({error.strerror})") from error
     finally:
         for source in partial.values():
             with contextlib.suppress(OSError):

@@ -44,7 +44,7 @@ class Job:
     targets: dict[str, Path]
 
 
-def plan_jobs(inputs: Sequence[Path], out: Path) -> tuple[list[Job], list[Path]]:
+def plan_jobs(inputs: Sequence[Path], out: Path, brain_mask: Path | None = None) -> tuple[list[Job], list[Path]]:
     """Every volume of the inputs with its outputs, and the volumes left out because lesionrt wrote them.
 
     Each volume keeps its path below the inputs' common folder; a folder stands for all volumes in it.
@@ -53,7 +53,7 @@ def plan_jobs(inputs: Sequence[Path], out: Path) -> tuple[list[Job], list[Path]]
     Raises
     ------
     UsageError
-        If two volumes would be written to the same file.
+        If two volumes would be written to the same file, or one over another input or the brain mask.
     VolumeError
         If a folder has no volumes.
     """
@@ -73,22 +73,30 @@ def plan_jobs(inputs: Sequence[Path], out: Path) -> tuple[list[Job], list[Path]]
             flairs.append(given)
     root = Path(os.path.commonpath(roots))
     jobs = [Job(flair, targets_of(out / _absolute(flair).relative_to(root))) for flair in flairs]
-    _check_clashes(jobs)
+    _check_clashes(jobs, brain_mask)
     return jobs, left_out
 
 
-def _check_clashes(jobs: Sequence[Job]) -> None:
+def _check_clashes(jobs: Sequence[Job], brain_mask: Path | None) -> None:
     """No output may be that of another input, or an input itself."""
-    users: dict[Path, list[Path]] = {_absolute(job.flair): [job.flair] for job in jobs}
+    users: dict[Path, list[Path]] = {}
     for job in jobs:
-        for target in job.targets.values():
-            users.setdefault(_absolute(target), []).append(job.flair)
+        for path in (job.flair, *job.targets.values()):
+            users.setdefault(_place(path), []).append(job.flair)
+    if brain_mask is not None and _place(brain_mask) in {_place(path) for job in jobs for path in job.targets.values()}:
+        users[_place(brain_mask)].append(brain_mask)
     clashes = {target: sources for target, sources in users.items() if len(sources) > 1}
     if clashes:
         lines = (f"  {target}: {', '.join(map(str, sources))}" for target, sources in clashes.items())
         raise UsageError(
-            "several inputs would be written to the same file; rename them or run them apart:\n" + "\n".join(lines)
+            "several inputs would be written to the same file, or over another input; "
+            "rename them or run them apart:\n" + "\n".join(lines)
         )
+
+
+def _place(path: Path) -> Path:
+    """Which directory entry a path is, whatever links lead to its folder."""
+    return path.parent.resolve() / path.name
 
 
 def _absolute(path: Path) -> Path:

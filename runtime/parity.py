@@ -1,5 +1,6 @@
 """How far two computations of the same probabilities are apart, and whether that is near enough."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
@@ -87,7 +88,7 @@ class Comparison:
                 found.append(f"mask Dice {self.dice:.5f} is under {tolerance.dice:g}")
             allowed = max(2.0, tolerance.flipped_share * self.reference_voxels)
             if self.flipped_voxels > allowed:
-                found.append(f"{self.flipped_voxels} voxels of the mask flipped, at most {allowed:.0f} may")
+                found.append(f"{self.flipped_voxels} voxels of the mask flipped, at most {math.floor(allowed)} may")
         return found
 
 

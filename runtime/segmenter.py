@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from lesionrt.runtime import backends
 from lesionrt.runtime.backends import Backend
@@ -142,6 +143,8 @@ class Segmenter:
         ------
         VolumeError
             If a volume cannot be used.
+        BundleError
+            If the network gives anything but numbers.
         UnavailableError
             If the backend fails.
         """
@@ -154,6 +157,7 @@ class Segmenter:
             prepared = prepare_volume(volume, brain, self.bundle.preparation, self.bundle.size_multiple)
         with _timed(seconds, "infer"):
             probabilities = infer_in_chunks(self.backend, prepared.slices, self.chunk, progress)
+            self._check_finite(volume, probabilities)
         with _timed(seconds, "restore"):
             probability = prepared.restore(probabilities)
             probability[~brain] = 0
@@ -170,6 +174,14 @@ class Segmenter:
             },
             flair=volume,
         )
+
+    def _check_finite(self, volume: Volume, probabilities: NDArray[np.float32]) -> None:
+        bad = probabilities.size - np.count_nonzero(np.isfinite(probabilities))
+        if bad:
+            raise BundleError(
+                f"{volume.name}: the network gave {bad} probabilities that are not numbers ({self.backend.precision} on "
+                f"{self.backend.device}); check the model with `lesionrt verify {self.bundle.path}`"
+            )
 
     def _warnings(self, volume: Volume, brain_mask: Volume | None) -> list[str]:
         skull = skull_warning(volume) if brain_mask is None else None

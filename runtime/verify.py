@@ -7,6 +7,7 @@ from typing import Any
 from lesionrt.runtime.backends import Backend, open_backend
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.chunks import infer_in_chunks
+from lesionrt.runtime.errors import InputError
 from lesionrt.runtime.parity import Reference, Tolerance, compare
 
 # What ONNX Runtime's CPU does not show of half precision.
@@ -32,7 +33,18 @@ def verify(
     Returns
     -------
     A row for each precision, plain values: `findings` lists what is out of tolerance.
+
+    Raises
+    ------
+    InputError
+        If the reference's slices do not fit the network.
     """
+    multiple = bundle.size_multiple
+    if any(size % multiple for size in reference.slices.shape[2:]):
+        raise InputError(
+            f"the reference's slices are {'x'.join(map(str, reference.slices.shape[2:]))} pixels; "
+            f"this network needs multiples of {multiple}"
+        )
     rows = []
     for precision, tolerance in tolerances.items():
         with open_backend(backend, bundle, precision) as network:

@@ -2,7 +2,7 @@
 
 from lesionrt.runtime.backends import Backend, Probe
 from lesionrt.runtime.backends.gpu import gpus
-from lesionrt.runtime.backends.onnx_session import OnnxSession, probe_library
+from lesionrt.runtime.backends.onnx_session import OnnxSession, load, probe_library
 from lesionrt.runtime.bundle import Bundle
 
 NAME = "cuda"
@@ -18,9 +18,7 @@ def probe() -> Probe:
     result = probe_library(NAME, device, "gpu")
     if result.problem is not None:
         return result
-    import onnxruntime
-
-    if PROVIDER not in onnxruntime.get_available_providers():
+    if PROVIDER not in load().get_available_providers():
         remedy = "Run: pip uninstall -y onnxruntime, then: pip install 'lesionrt[gpu]'"
         return Probe(NAME, result.library, device, "this ONNX Runtime is built without CUDA", remedy)
     if not found:
@@ -32,8 +30,6 @@ def probe() -> Probe:
 
 def open_backend(bundle: Bundle, precision: str, threads: int | None) -> Backend:
     """Load a bundle's graph."""
-    import onnxruntime
-
     # CUDA and cuDNN come as Python packages with the `gpu` extra; ONNX Runtime must be told to load them.
-    onnxruntime.preload_dlls()
+    load().preload_dlls()
     return OnnxSession(NAME, gpus()[0], bundle, precision, (PROVIDER, OPTIONS), threads)

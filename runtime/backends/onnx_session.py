@@ -31,7 +31,26 @@ def probe_library(name: str, device: str, extra: str) -> Probe:
     library = " and ".join(f"{name} {number}" for name, number in installed().items()) or "onnxruntime"
     if find_spec("onnxruntime") is None:
         return Probe(name, library, device, "ONNX Runtime is not installed", f"Run: pip install 'lesionrt[{extra}]'")
+    try:
+        load()
+    except UnavailableError as error:
+        return Probe(name, library, device, str(error), f"Run: pip install --force-reinstall 'lesionrt[{extra}]'")
     return Probe(name, library, device)
+
+
+def load() -> Any:
+    """The ONNX Runtime module.
+
+    Raises
+    ------
+    UnavailableError
+        If it is installed and does not load.
+    """
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise UnavailableError(f"ONNX Runtime is installed but cannot be loaded ({_first_line(error)})") from error
+    return onnxruntime
 
 
 def conflict() -> str | None:
@@ -56,11 +75,10 @@ class OnnxSession:
         provider: str | tuple[str, dict[str, Any]],
         threads: int | None,
     ) -> None:
-        import onnxruntime as ort
-
+        ort = load()
         wanted = provider if isinstance(provider, str) else provider[0]
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors; they reach us as exceptions
+        options.log_severity_level = 4  # its errors reach us as exceptions
         options.enable_cpu_mem_arena = False  # the arena keeps its peak: more than twice the memory
         if threads is not None:
             options.intra_op_num_threads = threads

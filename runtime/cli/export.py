@@ -27,6 +27,8 @@ def command(
 ) -> None:
     """Write a bundle of ONNX graphs that were compared with PyTorch; without parity, no bundle (exit code 5)."""
     with needs("export"):
+        import onnxscript  # noqa: F401 (what the exporter needs, and would ask for only after minutes)
+
         from lesionrt.export.bundle import export_bundle
         from lesionrt.export.graph import DTYPES
         from lesionrt.train.checkpoint import load_checkpoint

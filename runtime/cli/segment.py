@@ -22,9 +22,7 @@ Progress = Callable[[int, int], None] | None
 def command(
     flair: Annotated[
         list[Path],
-        typer.Argument(
-            help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR...", show_default=False
-        ),
+        typer.Argument(help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR", show_default=False),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
     model: Annotated[Path | None, typer.Option(help="A bundle's folder.", show_default="the default model")] = None,
@@ -51,10 +49,10 @@ def command(
 
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected a folder for the results")
-    jobs, left_out = plan_jobs(flair, out)
+    jobs, left_out = plan_jobs(flair, out, brain_mask)
     for path in left_out:
         print(f"left out, a result of lesionrt: {path}", file=sys.stderr)
-    failures: list[tuple[Path, str]] = []
+    failures: list[Path] = []
     with Segmenter(
         model, backend=backend, threshold=threshold, min_lesion_mm3=min_lesion_mm3, chunk=chunk, threads=threads
     ) as segmenter:
@@ -69,18 +67,13 @@ def command(
             except UnavailableError:
                 raise  # the backend failed: so it would on every volume
             except (InputError, OSError, MemoryError) as error:
-                text = str(error) or type(error).__name__
-                failures.append((job.flair, text))
-                line = {"input": str(job.flair), "error": text}
-                print(f"error: {text}", file=sys.stderr)
-            if as_json:
-                print(json.dumps(line), flush=True)
+                line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
+                failures.append(job.flair)
+            _tell(line, as_json)
     if len(jobs) > 1 and not as_json:
         print(f"{len(jobs) - len(failures)} of {len(jobs)} volumes segmented")
     if len(jobs) > 1 and failures:
-        print(
-            f"{len(failures)} of {len(jobs)} failed:", *(f"  {path}" for path, _ in failures), sep="\n", file=sys.stderr
-        )
+        print(f"{len(failures)} of {len(jobs)} failed:", *(f"  {path}" for path in failures), sep="\n", file=sys.stderr)
     if failures:
         raise typer.Exit(BAD_INPUT)
 
@@ -102,16 +95,23 @@ def _segment(
     with _progress(job.flair.name, as_json) as progress:
         result = segmenter(job.flair, brain_mask, progress)
     written = {kind: str(path) for kind, path in write_results(result, job, probabilities, overlay).items()}
-    for warning in result.report["warnings"]:
-        print(f"warning: {job.flair}: {warning}", file=sys.stderr)
-    if not as_json:
-        seconds = sum(result.report["seconds"].values()) - result.report["seconds"]["load"]
-        count, volume = result.report["lesion_count"], result.report["lesion_volume_ml"]
-        print(f"{job.flair}: {count} lesions, {volume:.2f} ml, in {seconds:.1f} s")
-        for kind in ("mask", "table", "report", "probability", "overlay"):
-            if kind in written:
-                print(f"  {kind:<12}{written[kind]}")
     return {**result.report, "outputs": written}
+
+
+def _tell(line: dict[str, Any], as_json: bool) -> None:
+    """What came of one volume, for machines or for people."""
+    for warning in line.get("warnings", ()):
+        print(f"warning: {line['input']}: {warning}", file=sys.stderr)
+    if "error" in line:
+        print(f"error: {line['error']}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(line), flush=True)
+    elif "error" not in line:
+        seconds = sum(line["seconds"].values()) - line["seconds"]["load"]
+        print(f"{line['input']}: {line['lesion_count']} lesions, {line['lesion_volume_ml']:.2f} ml, in {seconds:.1f} s")
+        for kind in ("mask", "table", "report", "probability", "overlay"):
+            if kind in line["outputs"]:
+                print(f"  {kind:<12}{line['outputs'][kind]}")
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """`lesionrt verify`."""
 
 import json
+import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -91,22 +92,19 @@ def command(
     rows = verify(loaded, known, name, tolerances)
     passed = not any(row["findings"] for row in rows)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "bundle": str(bundle),
-                    "model": loaded.model.as_dict(),
-                    "backend_chosen": why,
-                    "passed": passed,
-                    "results": rows,
-                }
-            )
-        )
+        # JSON has no NaN: what is not a number is null.
+        plain = [{**row, "comparison": {name: _or_null(n) for name, n in row["comparison"].items()}} for row in rows]
+        report = {"bundle": str(bundle), "model": loaded.model.as_dict(), "backend_chosen": why}
+        print(json.dumps({**report, "passed": passed, "results": plain}, allow_nan=False))
     else:
         print("\n".join(report_lines(rows)))
         print(f"{bundle}: {'within' if passed else 'OUT OF'} tolerance")
     if not passed:
         raise typer.Exit(NO_PARITY)
+
+
+def _or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _from_checkpoint(bundle: "Bundle", checkpoint: Path, flair: Path | None, save: Path | None) -> "Reference":

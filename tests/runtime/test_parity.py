@@ -1,6 +1,10 @@
 """When two computations of the same probabilities agree."""
 
+import json
 import math
+import re
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from lesionrt.runtime.parity import (
 )
 
 NAN = math.nan
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def stack(*values: float) -> np.ndarray:
@@ -230,3 +235,30 @@ def test_damaged_reference_file_gives_the_same_values_or_an_error(reference: Ref
             np.testing.assert_array_equal(loaded.slices, reference.slices)
             np.testing.assert_array_equal(loaded.lesion, reference.lesion)
     assert refused > len(damaged) / 2
+
+
+def test_verify_notes_that_the_reference_is_of_another_checkpoint(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    from lesionrt.train.checkpoint import save_checkpoint
+    from lesionrt.train.model import NetworkConfig
+    from lesionrt.train.untrained import untrained_checkpoint
+
+    config = NetworkConfig(growth_rate=4, layers=2, levels=2, first_channels=8)
+    save_checkpoint(untrained_checkpoint(config, seed=1), tmp_path / "other.pt")
+    result = run("verify", tiny_bundle, "--reference", tmp_path / "other.pt", "--json", code=5)
+    for row in json.loads(result.stdout)["results"]:
+        assert row["findings"]
+        assert any("another checkpoint" in note for note in row["notes"])
+
+
+def test_verify_refuses_slices_that_do_not_fit_the_network(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    arrays = {"slices": np.zeros((3, 1, 10, 12), np.float32), "lesion": np.zeros((1, 10, 12), np.float32)}
+    np.savez(tmp_path / "ten.npz", **arrays, checkpoint_sha256="", source="")
+    assert "multiple" in run("verify", tiny_bundle, "--reference", tmp_path / "ten.npz", code=3).stderr
+
+
+def test_verify_fails_on_nan_and_says_so_in_valid_json(run: Run, tiny_bundle: Path, tmp_path: Path) -> None:
+    arrays = {"slices": np.zeros((3, 1, 8, 12), np.float32), "lesion": np.full((1, 8, 12), np.nan, np.float32)}
+    np.savez(tmp_path / "nan.npz", **arrays, checkpoint_sha256="", source="")
+    result = run("verify", tiny_bundle, "--reference", tmp_path / "nan.npz", "--json", code=5)
+    assert not re.search(r"\b(NaN|Infinity)\b", result.stdout), "not JSON (RFC 8259)"
+    assert all(row["findings"] for row in json.loads(result.stdout)["results"])
