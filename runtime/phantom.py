@@ -53,7 +53,9 @@ def phantom(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> tuple[NDArray
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], sigma: float) -> NDArray[np.float32]:
     """Noise of unit deviation and about `sigma` voxels' smoothness; made coarse and interpolated, which is fast."""
     step = max(1, int(sigma))
-    noise: NDArray[np.float32] = ndimage.gaussian_filter(rng.normal(size=[n // step + 2 for n in shape]).astype(np.float32), 1.0)
+    noise: NDArray[np.float32] = ndimage.gaussian_filter(
+        rng.normal(size=[n // step + 2 for n in shape]).astype(np.float32), 1.0
+    )
     for axis, length in enumerate(shape):
         noise = resample(noise, axis, step, length, 1.0)
     noise /= noise.std()
