@@ -25,7 +25,7 @@ from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.errors import LesionrtError
 from lesionrt.runtime.parity import compare
 from lesionrt.runtime.prepare import prepare_volume
-from lesionrt.runtime.volume import read_flair
+from lesionrt.runtime.volume import nonzero_brain, read_flair
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import WINDOW, Network, lesion_probability, windows_of
 from lesionrt.train.untrained import phantom_slices
@@ -74,7 +74,7 @@ def command(
         stack = phantom_slices(model.preparation, model.size_multiple, slices + 2)
     else:
         volume = read_flair(flair)
-        stack = prepare_volume(volume, volume.data != 0, model.preparation, model.size_multiple).slices
+        stack = prepare_volume(volume, nonzero_brain(volume), model.preparation, model.size_multiple).slices
         first = max(0, (len(stack) - slices - 2) // 2)
         stack = np.ascontiguousarray(stack[first : first + slices + 2])
     with open_backend("cpu", model, "fp32") as backend:

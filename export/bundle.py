@@ -74,6 +74,8 @@ def export_bundle(
     choose(PROOF_BACKEND)
     if out.exists() and not force:
         raise OutputError(f"{out} exists already; give --force to replace it, or another folder")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise OutputError(f"{out} exists and is no bundle; it is not replaced")
     tolerances = tolerances or EXPORT_TOLERANCES
     partial = beside(out)
     try:
@@ -207,8 +209,6 @@ def _replace(out: Path, partial: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
-    if not (out / MANIFEST).is_file():
-        raise OutputError(f"{out}: exists and is no bundle; it is not replaced")
     old = beside(out)
     out.rename(old)
     partial.rename(out)

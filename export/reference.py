@@ -12,7 +12,7 @@ from lesionrt.runtime.errors import CheckpointError
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.parity import Reference, load_reference
 from lesionrt.runtime.prepare import prepare_volume
-from lesionrt.runtime.volume import read_flair
+from lesionrt.runtime.volume import nonzero_brain, read_flair
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network, windows_of
 
@@ -53,6 +53,6 @@ def checkpoint_reference(
         slices, source = stored.slices, stored.source
     else:
         volume = read_flair(flair)
-        slices = prepare_volume(volume, volume.data != 0, bundle.preparation, bundle.size_multiple).slices
+        slices = prepare_volume(volume, nonzero_brain(volume), bundle.preparation, bundle.size_multiple).slices
         source = f"{flair.name} (sha256 {volume.sha256})"
     return Reference(slices, window_probabilities(loaded.network, slices, progress), sha256(checkpoint), source)

@@ -1,6 +1,7 @@
 """A bundle: the folder that is deployed, and its manifest."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,17 @@ UNTRAINED = "the model is untrained, its weights are random: the mask says nothi
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is called and whether it ever learned anything."""
+    """What a model is called, and what it learned from if it ever learned anything."""
 
     name: str
     version: str
     trained: bool
     description: str = ""
+    training_data: str = ""
+    licence: str = ""
 
     def __post_init__(self) -> None:
-        texts = (self.name, self.version, self.description)
+        texts = (self.name, self.version, self.description, self.training_data, self.licence)
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.trained, bool) or not self.name:
             raise InputError(
                 f"model description {self!r}; expected name, version and description as text, trained as true or false"
@@ -131,7 +134,7 @@ def load_bundle(path: Path) -> Bundle:
         If it is missing, damaged, of another format or names files outside the bundle.
     """
     manifest_path = path / MANIFEST
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 (a name too long for the file system does not exist)
         raise BundleError(f"{path}: no such bundle; make one with `lesionrt export`")
     if not manifest_path.is_file():
         raise BundleError(f"{path}: not a bundle: it has no {MANIFEST}; make one with `lesionrt export`")
@@ -168,6 +171,10 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
             raise BundleError(f"file name {name!r}: expected a plain name inside the bundle")
         if not isinstance(entry["sha256"], str) or not isinstance(entry["bytes"], int):
             raise BundleError(f"file {name!r}: expected its sha256 and its size in bytes")
+    if not isinstance(manifest.get("parity", []), list) or not isinstance(
+        manifest.get("attention_products"), dict | None
+    ):
+        raise BundleError("its parity is no list or its attention_products no object")
     graphs = manifest["graphs"]
     unknown = [name for name in graphs if name not in PRECISIONS]
     if not graphs:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Backend
+from lesionrt.runtime.errors import ParityError
 from lesionrt.runtime.prepare import HALO
 
 # Pixels that enter the network at a time: 12 slices of 160x192 or 6 of 256x256, for which ONNX Runtime takes
@@ -44,6 +45,11 @@ def infer_in_chunks(
     Returns
     -------
     (n, H, W)
+
+    Raises
+    ------
+    ParityError
+        If the network gives another shape.
     """
     n, _, height, width = slices.shape
     total = n - 2 * HALO
@@ -51,7 +57,13 @@ def infer_in_chunks(
     result = np.empty((total, height, width), np.float32)
     for first in range(0, total, chunk):
         last = min(first + chunk, total)
-        result[first:last] = backend.infer({"slices": slices[first : last + 2 * HALO]})["lesion"]
+        lesion = backend.infer({"slices": slices[first : last + 2 * HALO]})["lesion"]
+        if lesion.shape != (last - first, height, width):
+            raise ParityError(
+                f"the network gave lesion {lesion.shape} for slices {(last - first + 2 * HALO, 1, height, width)}; "
+                f"expected {(last - first, height, width)}: the bundle's graph is not one of `lesionrt export`"
+            )
+        result[first:last] = lesion
         if progress is not None:
             progress(last, total)
     return result

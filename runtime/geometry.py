@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 
 SPACING_TOLERANCE = 0.01  # relative; a spacing this close to the model's is not interpolated
@@ -61,7 +61,15 @@ class ModelGrid:
 
     @property
     def _own(self) -> Orientation:
-        own: Orientation = io_orientation(self.affine)
+        """Slices first: the array axis nearest to inferior-superior, then the better pairing of the other two."""
+        cosines = self.affine[:3, :3] / voxel_sizes(self.affine)  # (world axis, array axis)
+        slices = int(np.abs(cosines[2]).argmax())
+        one, two = (axis for axis in range(3) if axis != slices)
+        straight, crossed = (abs(cosines[0, a]) + abs(cosines[1, b]) for a, b in ((one, two), (two, one)))
+        across, along = (one, two) if straight >= crossed else (two, one)
+        own = np.empty((3, 2))
+        for world, axis in enumerate((across, along, slices)):
+            own[axis] = world, 1 if cosines[world, axis] >= 0 else -1
         return own
 
     @property

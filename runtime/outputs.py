@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 
-from lesionrt.runtime.errors import OutputError, UsageError, VolumeError
+from lesionrt.runtime.errors import OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.lesions import lesion_table
 from lesionrt.runtime.overlay import draw_overlay
@@ -44,37 +44,53 @@ class Job:
     targets: dict[str, Path]
 
 
-def plan_jobs(inputs: Sequence[Path], out: Path, brain_mask: Path | None = None) -> tuple[list[Job], list[Path]]:
-    """Every volume of the inputs with its outputs, and the volumes left out because lesionrt wrote them.
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes
+    ----------
+    jobs
+        Every volume of the inputs.
+    left_out
+        Volumes in folders that lesionrt wrote itself.
+    empty
+        Folders without volumes.
+    """
+
+    jobs: list[Job]
+    left_out: list[Path]
+    empty: list[Path]
+
+
+def plan_jobs(inputs: Sequence[Path], out: Path, brain_mask: Path | None = None) -> Plan:
+    """Every volume of the inputs with its outputs; nothing is read.
 
     Each volume keeps its path below the inputs' common folder; a folder stands for all volumes in it.
-    Nothing is read.
 
     Raises
     ------
     UsageError
         If two volumes would be written to the same file, or one over another input or the brain mask.
-    VolumeError
-        If a folder has no volumes.
     """
+    plan = Plan([], [], [])
     flairs: list[Path] = []
     roots: list[Path] = []
-    left_out: list[Path] = []
     for given in inputs:
-        if given.is_dir():
+        if os.path.isdir(given):  # noqa: PTH112 (a name too long for the file system is no folder, and no error here)
             roots.append(_absolute(given))
             own, others = _volumes(given)
-            left_out += own
-            if not others:
-                raise VolumeError(f"{given}: no volumes to segment in this folder; expected .nii or .nii.gz files")
+            plan.left_out.extend(own)
             flairs += others
+            if not others:
+                plan.empty.append(given)
         else:
             roots.append(_absolute(given).parent)
             flairs.append(given)
     root = Path(os.path.commonpath(roots))
-    jobs = [Job(flair, targets_of(out / _absolute(flair).relative_to(root))) for flair in flairs]
-    _check_clashes(jobs, brain_mask)
-    return jobs, left_out
+    plan.jobs.extend(Job(flair, targets_of(out / _absolute(flair).relative_to(root))) for flair in flairs)
+    _check_clashes(plan.jobs, brain_mask)
+    return plan
 
 
 def _check_clashes(jobs: Sequence[Job], brain_mask: Path | None) -> None:
@@ -157,6 +173,8 @@ def write_results(
 ) -> dict[str, Path]:
     """Write mask, table and report, and on request probabilities and overlay, all of them or none.
 
+    What an earlier run left of the others is removed: it would show another result.
+
     Returns
     -------
     The files that were written, by kind.
@@ -176,6 +194,8 @@ def write_results(
         content["probability"] = nifti_bytes(result.probability)
     content["mask"] = nifti_bytes(result.mask)
     write_atomically({job.targets[kind]: data for kind, data in content.items()})
+    for kind in job.targets.keys() - content.keys():
+        job.targets[kind].unlink(missing_ok=True)
     return {kind: job.targets[kind] for kind in content}
 
 

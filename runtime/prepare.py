@@ -214,7 +214,7 @@ def brain_robust_z(stack: Array, brain: Mask, values: Array) -> Array:
     median = np.median(values)
     deviation = MAD_TO_STD * np.median(np.abs(values - median))
     if deviation == 0:  # more than half of the brain has one value
-        deviation = values.std()
+        deviation = values.std(dtype=np.float64)
     if deviation == 0:
         raise VolumeError(
             f"the brain has no contrast: all its voxels are {float(median):g}; is this a mask instead of a FLAIR image?"

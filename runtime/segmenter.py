@@ -21,7 +21,7 @@ from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.errors import BundleError, UsageError
 from lesionrt.runtime.lesions import CONNECTIVITY, Lesion, find_lesions
 from lesionrt.runtime.prepare import Prepared, prepare_volume
-from lesionrt.runtime.volume import BRAIN_MASK_OVER, Volume, read_brain_mask, read_flair, skull_warning
+from lesionrt.runtime.volume import BRAIN_MASK_OVER, Volume, nonzero_brain, read_brain_mask, read_flair, skull_warning
 
 REPORT_VERSION = 1
 # Where the model lies that is used when none is named.
@@ -114,7 +114,7 @@ class Segmenter:
         self.chunk = chunk
         name, self.chosen_because = backends.choose(backend)
         start = time.perf_counter()
-        self.backend: Backend = backends.open_backend(name, self.bundle, threads=threads)
+        self.backend: Backend = backends.open_backend(name, self.bundle, threads=threads).__enter__()
         self.load_seconds = time.perf_counter() - start
 
     def __enter__(self) -> Self:
@@ -152,7 +152,7 @@ class Segmenter:
         with _timed(seconds, "read"):
             volume = read_flair(_source(flair))
             mask_volume = None if brain_mask is None else read_brain_mask(_source(brain_mask), volume)
-            brain = volume.data != 0 if mask_volume is None else mask_volume.data > BRAIN_MASK_OVER
+            brain = nonzero_brain(volume) if mask_volume is None else mask_volume.data > BRAIN_MASK_OVER
         with _timed(seconds, "prepare"):
             prepared = prepare_volume(volume, brain, self.bundle.preparation, self.bundle.size_multiple)
         with _timed(seconds, "infer"):
@@ -222,7 +222,9 @@ class Segmenter:
 
 def _default_bundle() -> Bundle:
     if not DEFAULT_MODEL.exists():
-        raise BundleError("no default model is installed: `make demo` makes one, or name a bundle with --model")
+        raise BundleError(
+            "no default model is installed; name a bundle with --model (`make demo` in a clone puts one into its .venv)"
+        )
     return load_bundle(DEFAULT_MODEL)
 
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import logging
 import math
+import os
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def _read_file(path: Path) -> Volume:
 
 
 def _stored_bytes(path: Path) -> bytes:
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 (a name too long for the file system does not exist)
         raise VolumeError("no such file")
     if not path.is_file():
         raise VolumeError("not a file; expected a NIfTI volume (.nii or .nii.gz)")
@@ -262,6 +263,11 @@ def _check_header(header: nib.Nifti1Header) -> None:
         )
     if np.isinf(float(header["scl_slope"])):
         raise VolumeError("the header scales voxels by an infinite slope; mend its scl_slope")
+    qfac = float(header["pixdim"][0])
+    if int(header["qform_code"]) > 0 and qfac not in (-1.0, 0.0, 1.0):
+        raise VolumeError(
+            f"pixdim[0] is {qfac:g}; expected -1 or 1, which say the handedness of qform: mend the header"
+        )
     unit = int(header["xyzt_units"]) & 7
     if unit not in (0, 2):
         name = {1: "metres", 3: "micrometres"}.get(unit, f"code {unit}")
@@ -291,7 +297,7 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             data = np.asanyarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-    except (HeaderDataError, ValueError, OSError) as error:
+    except (HeaderDataError, ValueError, OSError, EOFError, zlib.error) as error:
         raise VolumeError(f"the voxels cannot be read ({error})") from error
     _check_values(data)
     field_mm = voxel_sizes(affine) * data.shape
@@ -355,6 +361,11 @@ def _check_values(data: NDArray[np.float32]) -> None:
         raise VolumeError(
             f"intensities reach {float(max(abs(low), abs(high))):g}; expected at most {LARGEST_VALUE:g}: rescale the image"
         )
+
+
+def nonzero_brain(volume: Volume) -> NDArray[np.bool_]:
+    """The brain of a skull-stripped image: what is not 0 (some hold negative intensities)."""
+    return volume.data != 0
 
 
 def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> Volume:

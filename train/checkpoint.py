@@ -84,20 +84,33 @@ def read_torch_file(path: Path) -> Any:
         If the file is missing, damaged, truncated or holds anything else.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise CheckpointError(f"{path}: damaged: {damaged} does not match its checksum; copy the file again")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch file ({_first_line(error)})") from error
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # its text advises to load the file unsafely
         raise CheckpointError(
-            f"{path}: not a PyTorch file, or it holds more than tensors and plain values, which is never loaded ({_first_line(error)})"
+            f"{path}: not a PyTorch file, or one that holds more than tensors and plain values, which is never loaded"
         ) from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        AttributeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+    ) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch file ({first})") from error
 
 
 def _is_official(content: Any) -> bool:
     return isinstance(content, Mapping) and "model_state" in content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

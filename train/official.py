@@ -100,6 +100,11 @@ def import_official(path: Path) -> Checkpoint:
         # Their slices' orientation is not recorded: x and y in the array order of an LAS volume, as in the test vectors.
         preparation=Preparation(normalisation=SLICE_MIN_MAX, axes="SLA"),
         model=ModelInfo(
-            name=path.stem, version="official", trained=True, description="imported from the paper's authors' format"
+            name=path.stem,
+            version="official",
+            trained=True,
+            description="imported from the paper's authors' format",
+            training_data="not recorded in the file",
+            licence="not recorded in the file",
         ),
     )

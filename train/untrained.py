@@ -57,6 +57,8 @@ def untrained_checkpoint(config: NetworkConfig | None = None, seed: int = 0) -> 
         version=f"seed{seed}",
         trained=False,
         description="random weights; a placeholder that segments nothing",
+        training_data="none",
+        licence="Apache-2.0",
     )
     return Checkpoint(network, preparation, model)
 

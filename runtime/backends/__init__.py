@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.bundle import Bundle
-from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.float32]]
 # Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`.
@@ -87,6 +87,8 @@ def choose(name: str) -> tuple[str, str]:
 
     Raises
     ------
+    UsageError
+        If there is no such backend.
     UnavailableError
         If it cannot run here.
     """
@@ -99,7 +101,7 @@ def choose(name: str) -> tuple[str, str]:
         reasons = "\n".join(f"  {other.name}: {other.problem}. {other.remedy}" for other in probes)
         raise UnavailableError(f"no backend can run here:\n{reasons}")
     if name not in _MODULES:
-        raise UnavailableError(f"backend {name!r} is not known; expected auto, {', '.join(NAMES)}")
+        raise UsageError(f"backend {name!r} is not known; expected auto, {', '.join(NAMES)}")
     found = probe(name)
     if found.problem is not None:
         raise UnavailableError(f"backend {name} cannot run here: {found.problem}. {found.remedy}")

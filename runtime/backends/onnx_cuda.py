@@ -1,5 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU."""
 
+from dataclasses import replace
+
 from lesionrt.runtime.backends import Backend, Probe
 from lesionrt.runtime.backends.gpu import gpus
 from lesionrt.runtime.backends.onnx_session import OnnxSession, load, probe_library
@@ -7,24 +9,21 @@ from lesionrt.runtime.bundle import Bundle
 
 NAME = "cuda"
 PROVIDER = "CUDAExecutionProvider"
-# Off: its 10-bit mantissa is not float32, and parity is promised for float32.
-OPTIONS = {"use_tf32": "0"}
+# TF32 off: its 10-bit mantissa is not float32, and parity is promised for float32. Algorithms by rule and not by timing
+# them, which could choose others in the next run.
+OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 
 
 def probe() -> Probe:
     """Whether it can run here."""
     found = gpus()
-    device = found[0] if found else "NVIDIA GPU"
-    result = probe_library(NAME, device, "gpu")
-    if result.problem is not None:
-        return result
-    if PROVIDER not in load().get_available_providers():
-        remedy = "Run: pip uninstall -y onnxruntime, then: pip install 'lesionrt[gpu]'"
-        return Probe(NAME, result.library, device, "this ONNX Runtime is built without CUDA", remedy)
+    result = probe_library(NAME, found[0] if found else "NVIDIA GPU", "gpu")
     if not found:
-        return Probe(
-            NAME, result.library, device, "no NVIDIA GPU is seen", "Install its driver; `nvidia-smi` must list the GPU"
-        )
+        remedy = "With such a GPU, install its driver: `nvidia-smi` must list it"
+        return replace(result, problem="no NVIDIA GPU is seen", remedy=remedy)
+    if result.problem is None and PROVIDER not in load().get_available_providers():
+        remedy = "Run: pip uninstall -y onnxruntime, then: pip install 'lesionrt[gpu]'"
+        return replace(result, problem="this ONNX Runtime is built without CUDA", remedy=remedy)
     return result
 
 

@@ -13,6 +13,7 @@ from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import BundleError, UnavailableError
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+_INSTALLS = {"cpu": "onnxruntime", "gpu": "'onnxruntime-gpu[cuda,cudnn]'"}
 
 
 def installed() -> dict[str, str]:
@@ -34,7 +35,7 @@ def probe_library(name: str, device: str, extra: str) -> Probe:
     try:
         load()
     except UnavailableError as error:
-        return Probe(name, library, device, str(error), f"Run: pip install --force-reinstall 'lesionrt[{extra}]'")
+        return Probe(name, library, device, str(error), f"Run: pip install --force-reinstall {_INSTALLS[extra]}")
     return Probe(name, library, device)
 
 
@@ -79,6 +80,7 @@ class OnnxSession:
         wanted = provider if isinstance(provider, str) else provider[0]
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its errors reach us as exceptions
+        options.use_deterministic_compute = True
         options.enable_cpu_mem_arena = False  # the arena keeps its peak: more than twice the memory
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -93,6 +95,9 @@ class OnnxSession:
             raise UnavailableError(
                 f"ONNX Runtime did not accept {wanted}, only {', '.join(session.get_providers())}; see `lesionrt doctor`"
             )
+        names = [[value.name for value in values] for values in (session.get_inputs(), session.get_outputs())]
+        if names != [["slices"], ["lesion"]]:
+            raise BundleError(f"{graph}: its inputs and outputs are {names}; expected slices and lesion")
         self.name, self.device, self.precision = name, device, precision
         self.library = f"onnxruntime {ort.__version__}"
         self._session: Any = session

@@ -5,8 +5,7 @@ import json
 import typer
 
 from lesionrt.runtime.cli.options import JsonOption
-
-MISSING_LIBRARY = 4
+from lesionrt.runtime.errors import UnavailableError
 
 
 def command(as_json: JsonOption = False) -> None:
@@ -31,4 +30,4 @@ def command(as_json: JsonOption = False) -> None:
         if found["conflict"] is not None:
             print(f"problem: {found['conflict']}")
     if found["auto"]["backend"] is None or found["conflict"] is not None:
-        raise typer.Exit(MISSING_LIBRARY)
+        raise typer.Exit(UnavailableError.exit_code)

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import ForceOption, MaxDifference, MaxFlipped, MinDice, PercentileDifference, needs
+from lesionrt.runtime.cli.options import (
+    ForceOption,
+    MaxDifference,
+    MaxFlipped,
+    MinDice,
+    PercentileDifference,
+    needs,
+    tolerances,
+)
 
 
 def command(
@@ -36,7 +44,7 @@ def command(
     from lesionrt.runtime.files import sha256
     from lesionrt.runtime.parity import EXPORT_TOLERANCES, summary_lines
     from lesionrt.runtime.prepare import prepare_volume
-    from lesionrt.runtime.volume import read_flair
+    from lesionrt.runtime.volume import nonzero_brain, read_flair
 
     precisions = list(dict.fromkeys(precision or ["fp32"]))
     unknown = [name for name in precisions if name not in DTYPES]
@@ -48,20 +56,16 @@ def command(
     slices = None
     if flair is not None:
         volume = read_flair(flair)
-        prepared = prepare_volume(volume, volume.data != 0, loaded.preparation, loaded.network.config.size_multiple)
+        prepared = prepare_volume(
+            volume, nonzero_brain(volume), loaded.preparation, loaded.network.config.size_multiple
+        )
         slices = prepared.slices
-    changed = {
-        "maximum": max_difference,
-        "percentile": percentile_difference,
-        "dice": min_dice,
-        "flipped_share": max_flipped,
-    }
     rows = export_bundle(
         loaded,
         sha256(checkpoint),
         out,
         precisions,
-        {name: EXPORT_TOLERANCES[name].replaced(**changed) for name in precisions},
+        tolerances(EXPORT_TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped),
         slices,
         force,
         say=lambda text: print(f"{text} ...", file=sys.stderr),

@@ -1,14 +1,15 @@
 """`lesionrt inspect`."""
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from lesionrt.runtime.cli.options import BundleArgument, JsonOption
+from lesionrt.runtime.errors import BundleError, InputError
 
-BAD_INPUT = 3
+if TYPE_CHECKING:
+    from lesionrt.runtime.bundle import Bundle
 
 
 def command(bundle: BundleArgument, as_json: JsonOption = False) -> None:
@@ -21,19 +22,24 @@ def command(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps({"manifest": loaded.manifest, "sha256": loaded.sha256, "damaged": damaged}))
     else:
-        _show(loaded.manifest, loaded.sha256, findings, bundle)
+        try:
+            _show(loaded, findings)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"{bundle}: its manifest has an entry that cannot be shown ({error!r})") from error
     if damaged:
-        raise typer.Exit(BAD_INPUT)
+        raise typer.Exit(InputError.exit_code)
 
 
-def _show(manifest: dict[str, Any], digest: str, findings: dict[str, str | None], path: Path) -> None:
+def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
     from lesionrt.runtime.parity import summary_lines
 
-    model = manifest["model"]
-    state = "trained" if model["trained"] else "UNTRAINED: random weights, a placeholder"
-    print(f"{path}: {model['name']} {model['version']} ({state})")
-    print(f"  description  {model['description']}")
-    print(f"  sha256       {digest}")
+    manifest, model = bundle.manifest, bundle.model
+    state = "trained" if model.trained else "UNTRAINED: random weights, a placeholder"
+    print(f"{bundle.path}: {bundle.name} ({state})")
+    print(f"  description  {model.description}")
+    print(f"  trained on   {model.training_data or 'not said'}")
+    print(f"  licence      {model.licence or 'not said'}")
+    print(f"  sha256       {bundle.sha256}")
     print(f"  checkpoint   {manifest['checkpoint']['sha256']}")
     for section in ("network", "input", "versions"):
         print(f"  {section:<12} {', '.join(f'{name} {value}' for name, value in manifest[section].items())}")

@@ -1,13 +1,16 @@
 """Options that several verbs share, and what they need of their library."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lesionrt.runtime.errors import OutputError, UnavailableError
+
+if TYPE_CHECKING:
+    from lesionrt.runtime.parity import Tolerance
 
 BackendOption = Annotated[str, typer.Option(help="auto, cuda or cpu (see `lesionrt doctor`).")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
@@ -56,5 +59,25 @@ def check_new(path: Path, force: bool) -> None:
     OutputError
         If it exists and `force` is not given.
     """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; expected a file to write")
     if path.exists() and not force:
         raise OutputError(f"{path} exists already; give --force to overwrite it, or another name")
+
+
+def tolerances(
+    defaults: "Mapping[str, Tolerance]",
+    precisions: Sequence[str],
+    max_difference: float | None,
+    percentile_difference: float | None,
+    min_dice: float | None,
+    max_flipped: float | None,
+) -> "dict[str, Tolerance]":
+    """Tolerances by precision, with what was given on the command line in its place."""
+    changed = {
+        "maximum": max_difference,
+        "percentile": percentile_difference,
+        "dice": min_dice,
+        "flipped_share": max_flipped,
+    }
+    return {precision: defaults[precision].replaced(**changed) for precision in precisions}

@@ -15,14 +15,22 @@ if TYPE_CHECKING:
     from lesionrt.runtime.outputs import Job
     from lesionrt.runtime.segmenter import Segmenter
 
-BAD_INPUT = 3
 Progress = Callable[[int, int], None] | None
+
+
+def _path(text: str) -> Path:
+    """A path; an empty one, as of an unset shell variable, would be the current folder."""
+    if not text:
+        raise typer.BadParameter("is empty; expected a file or a folder")
+    return Path(text)
 
 
 def command(
     flair: Annotated[
         list[Path],
-        typer.Argument(help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR", show_default=False),
+        typer.Argument(
+            help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR", parser=_path, show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
     model: Annotated[Path | None, typer.Option(help="A bundle's folder.", show_default="the default model")] = None,
@@ -49,33 +57,38 @@ def command(
 
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected a folder for the results")
-    jobs, left_out = plan_jobs(flair, out, brain_mask)
-    for path in left_out:
+    plan = plan_jobs(flair, out, brain_mask)
+    for path in plan.left_out:
         print(f"left out, a result of lesionrt: {path}", file=sys.stderr)
-    failures: list[Path] = []
+    failures: dict[Path, int] = {}
+    for path in plan.empty:
+        failures[path] = InputError.exit_code
+        _tell(
+            {"input": str(path), "error": f"{path}: no volumes in this folder; expected .nii or .nii.gz files"}, as_json
+        )
+    if not plan.jobs:
+        raise typer.Exit(InputError.exit_code)
     with Segmenter(
         model, backend=backend, threshold=threshold, min_lesion_mm3=min_lesion_mm3, chunk=chunk, threads=threads
     ) as segmenter:
         if not as_json:
-            print(
-                f"model {segmenter.bundle.name}, backend {segmenter.backend.name} ({segmenter.chosen_because})",
-                file=sys.stderr,
-            )
-        for job in jobs:
+            chosen = f"backend {segmenter.backend.name} ({segmenter.chosen_because})"
+            print(f"model {segmenter.bundle.name}, {chosen}", file=sys.stderr)
+        for job in plan.jobs:
             try:
                 line = _segment(segmenter, job, brain_mask, force, probabilities, overlay, as_json)
-            except UnavailableError:
-                raise  # the backend failed: so it would on every volume
-            except (InputError, OSError, MemoryError) as error:
+            except (InputError, UnavailableError, OSError, MemoryError) as error:
                 line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
-                failures.append(job.flair)
+                failures[job.flair] = UnavailableError.exit_code if isinstance(error, UnavailableError) else 3
             _tell(line, as_json)
-    if len(jobs) > 1 and not as_json:
-        print(f"{len(jobs) - len(failures)} of {len(jobs)} volumes segmented")
-    if len(jobs) > 1 and failures:
-        print(f"{len(failures)} of {len(jobs)} failed:", *(f"  {path}" for path in failures), sep="\n", file=sys.stderr)
+    total = len(plan.jobs) + len(plan.empty)
+    if total > 1 and not as_json:
+        print(f"{total - len(failures)} of {total} inputs segmented")
+    if total > 1 and failures:
+        print(f"{len(failures)} of {total} failed:", *(f"  {path}" for path in failures), sep="\n", file=sys.stderr)
     if failures:
-        raise typer.Exit(BAD_INPUT)
+        # A backend that fails on everything is missing hardware; anything else is bad input.
+        raise typer.Exit(min(failures.values()) if len(failures) == total else InputError.exit_code)
 
 
 def _segment(

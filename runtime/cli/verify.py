@@ -19,13 +19,12 @@ from lesionrt.runtime.cli.options import (
     PercentileDifference,
     check_new,
     needs,
+    tolerances,
 )
 
 if TYPE_CHECKING:
     from lesionrt.runtime.bundle import Bundle
     from lesionrt.runtime.parity import Reference
-
-NO_PARITY = 5
 
 
 def command(
@@ -57,7 +56,7 @@ def command(
     """Compare a bundle with PyTorch's probabilities; out of tolerance is exit code 5."""
     from lesionrt.runtime.backends import choose
     from lesionrt.runtime.bundle import REFERENCE, load_bundle
-    from lesionrt.runtime.errors import UsageError
+    from lesionrt.runtime.errors import ParityError, UsageError
     from lesionrt.runtime.parity import TOLERANCES, load_reference, report_lines
     from lesionrt.runtime.verify import verify
 
@@ -82,14 +81,8 @@ def command(
         known = _from_checkpoint(loaded, reference, flair, save_reference)
     else:
         known = load_reference(reference)
-    changed = {
-        "maximum": max_difference,
-        "percentile": percentile_difference,
-        "dice": min_dice,
-        "flipped_share": max_flipped,
-    }
-    tolerances = {each: TOLERANCES[each].replaced(**changed) for each in precisions}
-    rows = verify(loaded, known, name, tolerances)
+    bounds = tolerances(TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped)
+    rows = verify(loaded, known, name, bounds)
     passed = not any(row["findings"] for row in rows)
     if as_json:
         # JSON has no NaN: what is not a number is null.
@@ -100,7 +93,7 @@ def command(
         print("\n".join(report_lines(rows)))
         print(f"{bundle}: {'within' if passed else 'OUT OF'} tolerance")
     if not passed:
-        raise typer.Exit(NO_PARITY)
+        raise typer.Exit(ParityError.exit_code)
 
 
 def _or_null(value: Any) -> Any:

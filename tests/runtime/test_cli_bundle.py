@@ -282,7 +282,7 @@ def test_verify_compares_with_pytorch_on_a_volume_and_keeps_that_for_others(
         (["--precision", "fp8"], 2),
         (["--max-difference", "-1"], 2),
         (["--min-dice", "2"], 2),
-        (["--backend", "abacus"], 4),
+        (["--backend", "abacus"], 2),
         (["--reference", "no.npz"], 3),
         (["--reference", "no.pt"], 3),
     ],

@@ -86,7 +86,8 @@ def test_results_are_named_after_the_input(name: str, mask: str, table: str) -> 
 
 def test_inputs_keep_their_path_below_the_common_folder(tmp_path: Path) -> None:
     scans = touch(tmp_path, "in/a/flair.nii.gz", "in/b/one/flair.nii.gz")
-    jobs, left_out = plan_jobs(scans, Path("out"))
+    plan = plan_jobs(scans, Path("out"))
+    jobs, left_out = plan.jobs, plan.left_out
     assert [job.flair for job in jobs] == scans
     assert [str(job.targets["mask"].parent) for job in jobs] == ["out/a", "out/b/one"]
     assert left_out == []
@@ -94,13 +95,13 @@ def test_inputs_keep_their_path_below_the_common_folder(tmp_path: Path) -> None:
 
 def test_one_input_needs_no_folder_of_its_own(tmp_path: Path) -> None:
     [scan] = touch(tmp_path, "in/a/flair.nii.gz")
-    assert plan_jobs([scan], Path("out"))[0][0].targets["mask"] == Path("out/flair_lesions.nii.gz")
+    assert plan_jobs([scan], Path("out")).jobs[0].targets["mask"] == Path("out/flair_lesions.nii.gz")
 
 
 def test_relative_and_absolute_inputs_have_a_common_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a/flair.nii", "b/flair.nii")
     monkeypatch.chdir(tmp_path / "a")
-    jobs, _ = plan_jobs([Path("flair.nii"), tmp_path / "b/flair.nii"], tmp_path / "out")
+    jobs = plan_jobs([Path("flair.nii"), tmp_path / "b/flair.nii"], tmp_path / "out").jobs
     assert [job.targets["mask"].parent for job in jobs] == [tmp_path / "out/a", tmp_path / "out/b"]
 
 
@@ -117,7 +118,8 @@ def test_folder_stands_for_its_volumes_without_our_results(tmp_path: Path) -> No
         ),
         *("out/x_report.json", "out/x_lesions.nii.gz"),  # beside their report
     )
-    jobs, left_out = plan_jobs([tmp_path], tmp_path / "out")
+    plan = plan_jobs([tmp_path], tmp_path / "out")
+    jobs, left_out = plan.jobs, plan.left_out
     assert {job.flair for job in jobs} == set(scans)
     assert set(left_out) == {path for path in results if path.suffix != ".json"}
 
