@@ -1,5 +1,7 @@
 """The chunked runtime against PyTorch's plain window forward, on real scans."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,17 @@ from lesionrt.runtime.volume import read_flair
 from lesionrt.train.checkpoint import load_checkpoint
 
 Run = Callable[..., Any]
+MEMORY = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from lesionrt.runtime.backends import open_backend
+from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.chunks import default_chunk, infer_in_chunks
+with open_backend("cpu", load_bundle(Path(sys.argv[1]))) as backend:
+    infer_in_chunks(backend, np.zeros((default_chunk(256, 256) + 2, 1, 256, 256), np.float32))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 SCANS = ["lit/p07", "lit/p19", "mslesseg/P14_T1", "mslesseg/P39_T1"]
 
 
@@ -34,6 +47,11 @@ def test_24_slices_of_a_real_scan_through_the_full_network(
             difference = np.abs(infer_in_chunks(backend, slices, chunk) - reference)
             assert difference.max() <= 1e-3
             assert np.percentile(difference, 99.9) <= 1e-4
+
+
+def test_a_default_chunk_of_256x256_leaves_room_for_the_volume_in_2_gb(full_bundle: Path) -> None:
+    answer = subprocess.run([sys.executable, "-c", MEMORY, full_bundle], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) * 1024 < 1.4e9  # the arrays of a 256x256x256 volume around it take about 0.4 GB
 
 
 @pytest.mark.parametrize("scan", SCANS)

@@ -241,9 +241,25 @@ def test_one_bad_volume_does_not_stop_the_others(segment: Segment, flake: Path, 
     scans[1].write_bytes(flake.read_bytes()[:-100])
     result = segment(*scans, "-o", tmp_path / "out", code=3)
     assert {name.partition("_")[0] for name in files(tmp_path / "out")} == {"first", "last"}
-    assert "2 of 3 volumes segmented" in result.stdout
+    assert "2 of 3 inputs segmented" in result.stdout
     assert result.stderr.endswith(f"1 of 3 failed:\n  {scans[1]}\n")
     assert f"error: {scans[1]}: " in result.stderr
+
+
+def test_an_empty_folder_does_not_stop_the_others(segment: Segment, flake: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = segment(flake, tmp_path / "empty", "-o", tmp_path / "out", "--json", code=3)
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [("error" in line, line["input"]) for line in lines] == [
+        (True, str(tmp_path / "empty")),
+        (False, str(flake)),
+    ]
+
+
+def test_forcing_a_run_leaves_no_picture_of_the_last_one(segment: Segment, flake: Path, tmp_path: Path) -> None:
+    segment(flake, "-o", tmp_path, "--overlay", "--probabilities")
+    segment(flake, "-o", tmp_path, "--force")
+    assert set(files(tmp_path)) == ALWAYS
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,16 @@ def test_resample(data: object, axis: int, spacing: float, length: int, new_spac
     found = resample(np.array(data, np.float32), axis, spacing, length, new_spacing)
     np.testing.assert_allclose(found, np.array(expected), atol=1e-6)
     assert found.dtype == np.float32
+
+
+def test_beyond_45_degrees_the_nearest_array_axis_is_still_the_slices() -> None:
+    # The third array axis points 50 degrees away from superior, the second 40: the second is nearer.
+    angle = np.deg2rad(50)
+    affine = np.eye(4)
+    affine[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    data = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    grid = ModelGrid((2, 3, 4), affine)
+    stack = grid.to_model(data)
+    # Slices along +j; then x, and anterior, which -k is nearest to.
+    np.testing.assert_array_equal(stack, data.transpose(1, 0, 2)[:, :, ::-1])
+    np.testing.assert_array_equal(grid.to_volume(stack), data)

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lesionrt.runtime.errors import OutputError, UsageError, VolumeError
+from lesionrt.runtime.errors import OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.outputs import nifti_bytes, plan_jobs, targets_of
 
@@ -124,10 +124,10 @@ def test_folder_stands_for_its_volumes_without_our_results(tmp_path: Path) -> No
     assert set(left_out) == {path for path in results if path.suffix != ".json"}
 
 
-def test_folder_without_volumes_is_refused(tmp_path: Path) -> None:
+def test_folder_without_volumes_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", "x_report.json", "x_lesions.nii.gz")
-    with pytest.raises(VolumeError, match="no volumes"):
-        plan_jobs([tmp_path], tmp_path / "out")
+    plan = plan_jobs([tmp_path], tmp_path / "out")
+    assert (plan.jobs, plan.empty) == ([], [tmp_path])
 
 
 @pytest.mark.parametrize(

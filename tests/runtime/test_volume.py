@@ -296,3 +296,23 @@ def test_a_head_with_its_skull_is_noticed() -> None:
     assert skull_warning(volume(0.5, 10)) is None  # 500 ml
     assert "950 ml" in (skull_warning(volume(0.95, 10)) or "")  # no background
     assert "4000 ml" in (skull_warning(volume(0.5, 20)) or "")  # no brain is that large
+
+
+@pytest.mark.parametrize("qfac", [-0.25, float("inf"), 2.0])
+def test_a_damaged_handedness_of_qform_is_refused_and_not_guessed(tmp_path: Path, qfac: float) -> None:
+    image = nib.Nifti1Image(np.arange(60, dtype=np.float32).reshape(3, 4, 5), np.diag([-1.0, 1, 1, 1]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(None, 0)
+    content = bytearray(image.to_bytes())
+    content[76:80] = np.float32(qfac).tobytes()  # pixdim[0]
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(VolumeError, match=r"a\.nii: pixdim\[0\]"):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_a_truncated_file_that_nibabel_opened_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nib.save(nib.Nifti1Image(rng.normal(size=(9, 9, 9)).astype(np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:1500])
+    with pytest.raises(VolumeError, match="the given image: the voxels cannot be read"):
+        read_volume(nib.load(tmp_path / "a.nii.gz"))
