@@ -10,7 +10,7 @@ from lesionrt.runtime.errors import ParityError
 from lesionrt.runtime.prepare import HALO
 
 # Pixels that enter the network at a time: 12 slices of 160x192 or 6 of 256x256, for which ONNX Runtime takes
-# 1.2 GB. Memory grows with it, and the two halo slices are computed anew in every chunk.
+# 1.5 GB. Memory grows with it, and the two halo slices are computed anew in every chunk.
 BUDGET = 6 * 256 * 256
 
 

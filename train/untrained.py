@@ -14,7 +14,8 @@ from lesionrt.train.checkpoint import Checkpoint
 from lesionrt.train.model import Network, NetworkConfig, SqueezeAttention
 
 SLICES = 8
-RESIDUAL_GAIN = 0.1  # of the attention's r: close to y * (1 + r) with a small r, as residual branches usually start
+RESIDUAL_GAIN = 0.02  # of the attention's r: close to y * (1 + r) with a small r, as residual branches usually start
+SMALLEST_VARIANCE = 0.3  # of a layer's mean; what a phantom leaves dark must not explode on a real scan
 SHARE_OVER_HALF = 0.01  # of a phantom's pixels, so that masks and tables have a usual size
 
 
@@ -47,7 +48,8 @@ def untrained_checkpoint(config: NetworkConfig | None = None, seed: int = 0) -> 
         network.eval()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.1
+                module.running_var.clamp_(min=SMALLEST_VARIANCE * float(module.running_var.mean()))
+                module.momentum = 0.1  # as it is by default
         background, lesion = network.stack_logits(slices).unbind(1)
         margin = lesion - background
         network.final.weight /= margin.std()

@@ -81,7 +81,7 @@ class OnnxSession:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its errors reach us as exceptions
         options.use_deterministic_compute = True
-        options.enable_cpu_mem_arena = False  # the arena keeps its peak: more than twice the memory
+        options.enable_mem_pattern = False  # with stacks of any length it plans for nothing and doubles the memory
         if threads is not None:
             options.intra_op_num_threads = threads
         graph = bundle.graph(precision)
