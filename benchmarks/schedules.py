@@ -89,7 +89,7 @@ def command(
     count = len(stack) - 2
     difference = compare(results["authors"], results["one_pass"], model.threshold)
     report = {
-        "slices": str(flair) if flair else "phantom",
+        "slices": flair.name if flair else "phantom",
         "output_slices": count,
         "height_width": list(stack.shape[2:]),
         "authors_schedule_s_per_slice": round(seconds["authors"] / count, 4),

@@ -9,16 +9,16 @@ from lesionrt.runtime.backends import Backend
 from lesionrt.runtime.errors import ParityError
 from lesionrt.runtime.prepare import HALO
 
-# Pixels that enter the network at a time: 12 slices of 160x192 or 6 of 256x256, for which ONNX Runtime takes
-# 1.5 GB. Memory grows with it, and the two halo slices are computed anew in every chunk.
-BUDGET = 6 * 256 * 256
+# Pixels that enter the network at a time: 10 slices of 160x192 or 5 of 256x256, so that a volume of 256x256x256
+# stays under 2 GB with everything around it. Memory grows with it, and the two halo slices are computed anew in every chunk.
+BUDGET = 5 * 256 * 256
 
 
 def default_chunk(height: int, width: int) -> int:
     """Output slices that fit the budget with their halo, at least one.
 
     >>> default_chunk(160, 192), default_chunk(256, 256), default_chunk(512, 512)
-    (10, 4, 1)
+    (8, 3, 1)
     """
     return max(1, BUDGET // (height * width) - 2 * HALO)
 

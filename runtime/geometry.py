@@ -51,6 +51,11 @@ class ModelGrid:
         return np.ascontiguousarray(apply_orientation(stack, ornt_transform(self._model, self._own)))
 
     @property
+    def resamples(self) -> bool:
+        """Whether any axis is interpolated."""
+        return any(spacing != self.spacing_mm for spacing in self._spacings)
+
+    @property
     def model_shape(self) -> tuple[int, int, int]:
         """(slices, H, W) on the model's grid."""
         slices, height, width = (

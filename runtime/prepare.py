@@ -98,7 +98,7 @@ class Prepared:
 
     def restore(self, probabilities: Array) -> Array:
         """Probabilities (n, H, W) of the box to the volume's own grid; 0 outside the brain."""
-        stack, share = (np.zeros(self.grid.model_shape, np.float32) for _ in range(2))
+        stack = np.zeros(self.grid.model_shape, np.float32)
         # The part of the box that is on the grid, and where it lies there.
         box, grid = [], []
         for start, length, limit in zip(self.origin, probabilities.shape, stack.shape, strict=True):
@@ -106,10 +106,12 @@ class Prepared:
             grid.append(slice(first, last))
             box.append(slice(first - start, last - start))
         stack[tuple(grid)] = np.where(self.brain, probabilities, 0)[tuple(box)]
-        share[tuple(grid)] = self.brain[tuple(box)]
-        # Weighted as on the way in: what is outside the brain does not dilute the probabilities at its edge.
-        restored, share = self.grid.to_volume(stack), self.grid.to_volume(share)
-        np.divide(restored, share, out=restored, where=share > 0)
+        restored = self.grid.to_volume(stack)
+        if self.grid.resamples:
+            # Weighted as on the way in: what is outside the brain does not dilute the probabilities at its edge.
+            stack[tuple(grid)] = self.brain[tuple(box)]
+            share = self.grid.to_volume(stack)
+            np.divide(restored, share, out=restored, where=share > 0)
         return np.clip(restored, 0, 1, out=restored)
 
 
