@@ -365,7 +365,8 @@ def _check_values(data: NDArray[np.float32]) -> None:
 
 def nonzero_brain(volume: Volume) -> NDArray[np.bool_]:
     """The brain of a skull-stripped image: what is not 0 (some hold negative intensities)."""
-    return volume.data != 0
+    brain: NDArray[np.bool_] = volume.data != 0
+    return brain
 
 
 def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> Volume:
