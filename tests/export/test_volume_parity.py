@@ -51,7 +51,7 @@ def test_24_slices_of_a_real_scan_through_the_full_network(
 
 def test_a_default_chunk_of_256x256_leaves_room_for_the_volume_in_2_gb(full_bundle: Path) -> None:
     answer = subprocess.run([sys.executable, "-c", MEMORY, full_bundle], capture_output=True, text=True, check=True)
-    assert int(answer.stdout) * 1024 < 1.5e9  # the arrays of the volume that are held meanwhile take 0.3
+    assert int(answer.stdout) * 1024 < 1.7e9  # the arrays of the volume that are held meanwhile take 0.2
 
 
 @pytest.mark.parametrize("scan", SCANS)
