@@ -21,7 +21,7 @@ from lesionrt.train.checkpoint import load_checkpoint
 
 Run = Callable[..., Any]
 MEMORY = """
-import resource, sys
+import sys
 import numpy as np
 from pathlib import Path
 from lesionrt.runtime.backends import open_backend
@@ -29,7 +29,8 @@ from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.chunks import default_chunk, infer_in_chunks
 with open_backend("cpu", load_bundle(Path(sys.argv[1]))) as backend:
     infer_in_chunks(backend, np.zeros((default_chunk(256, 256) + 2, 1, 256, 256), np.float32))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program alone
+print(peak.split()[1])
 """
 SCANS = ["lit/p07", "lit/p19", "mslesseg/P14_T1", "mslesseg/P39_T1"]
 
