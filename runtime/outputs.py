@@ -13,9 +13,9 @@ import nibabel as nib
 from lesionrt.runtime.errors import OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.lesions import lesion_table
+from lesionrt.runtime.nifti import SUFFIXES
 from lesionrt.runtime.overlay import draw_overlay
 from lesionrt.runtime.segmenter import Segmentation
-from lesionrt.runtime.volume import SUFFIXES
 
 # Endings of our files, and those in BIDS derivatives (BIDS 1.10, "Derivatives: Imaging").
 _PLAIN = {

@@ -1,41 +1,28 @@
 """Reading a NIfTI volume so that a damaged or unsuitable one ends in one clear error."""
 
-import gzip
 import hashlib
-import logging
-import math
-import os
-import warnings
 import zlib
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import VolumeError
+from lesionrt.runtime.nifti import check_header, check_shape, parse, stored_bytes
 
-SUFFIXES = (".nii.gz", ".nii")
-GZIP_MOST = 1032  # deflate cannot compress further than this ratio
-BLOCK = 1 << 22  # bytes inflated at a time
 LARGEST_FIELD_MM = 512.0  # no head is that long: a wrong voxel size, which would also need the memory
 SMALLEST_FIELD_MM = 1.0  # as when sizes are in metres
 LARGEST_VALUE = 1e30  # beyond it float32 arithmetic overflows
 SHEAR_TOLERANCE = 1e-3  # cosine between two array axes
 FORM_TOLERANCE_MM = 0.1  # by how much two affines may place a corner of one grid apart
-MOST_FORM_CODE = 5  # of qform and sform (nifti1.h)
 BRAIN_MASK_OVER = 0.5  # brain is where a brain mask's value is over this
 STRIPPED_MOST_SHARE = 0.9  # of the voxels are not zero in a skull-stripped image
 BRAIN_MOST_ML = 2200.0  # more tissue than this is not a brain without skull
-
-# What a header check mends and logs is looked at here instead, and told as a warning or an error.
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -133,161 +120,14 @@ def skull_warning(volume: Volume) -> str | None:
 
 
 def _read_file(path: Path) -> Volume:
-    stored = _stored_bytes(path)
-    content = _inflated(stored) if path.name.endswith(".gz") else stored
-    return _check(_parse(content), str(path), hashlib.sha256(stored).hexdigest())
-
-
-def _stored_bytes(path: Path) -> bytes:
-    if not os.path.exists(path):  # noqa: PTH110 (a name too long for the file system does not exist)
-        raise VolumeError("no such file")
-    if not path.is_file():
-        raise VolumeError("not a file; expected a NIfTI volume (.nii or .nii.gz)")
-    if not path.name.endswith(SUFFIXES):
-        raise VolumeError("not a NIfTI file by its name; expected .nii or .nii.gz (convert DICOM with dcm2niix)")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise VolumeError(f"cannot be read ({error.strerror})") from error
-    if not content:
-        raise VolumeError("the file is empty (0 bytes); copy it again from its source")
-    return content
-
-
-def _inflated(stored: bytes) -> bytes:
-    """The whole gzip stream, checksum included; never more than its header's volume needs."""
-    content = bytearray()
-    try:
-        with gzip.GzipFile(fileobj=BytesIO(stored)) as stream:
-            content += stream.read(nib.Nifti2Header.sizeof_hdr)
-            limit = _expected_length(bytes(content), len(stored) * GZIP_MOST)
-            while block := stream.read(BLOCK):
-                content += block
-                if len(content) > limit:
-                    break
-    except EOFError as error:
-        raise VolumeError("the gzip stream ends early: the file is truncated; copy it again from its source") from error
-    except (OSError, zlib.error) as error:
-        raise VolumeError(f"damaged gzip ({error}); copy the file again from its source") from error
-    return bytes(content)
-
-
-def _header(content: bytes) -> nib.Nifti1Header:
-    """The raw header, nothing in it mended."""
-    kind: Any
-    for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        size: int = kind.sizeof_hdr
-        if content[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
-            if len(content) < size:
-                raise VolumeError(
-                    f"truncated: {len(content)} bytes, and the header alone has {size}; copy it again from its source"
-                )
-            header: nib.Nifti1Header = kind(content[:size], check=False)
-            if header["magic"].item() not in (b"n+1", b"n+2"):
-                raise VolumeError(
-                    "not a single-file NIfTI (its magic is neither n+1 nor n+2); Analyze files and .hdr/.img pairs must be converted"
-                )
-            return header
-    raise VolumeError("not NIfTI: the file does not begin with a NIfTI-1 or NIfTI-2 header")
-
-
-def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
-    """The image's dimensions, refused if it is no single 3-D volume."""
-    dim = [int(n) for n in header["dim"]]
-    if not 1 <= dim[0] <= 7:
-        raise VolumeError(f"the header says {dim[0]} dimensions; expected 3")
-    shape = tuple(dim[1 : dim[0] + 1])
-    _check_shape(shape)
-    return shape
-
-
-def _check_shape(shape: tuple[int, ...]) -> None:
-    text = "x".join(map(str, shape))
-    if any(n < 1 for n in shape):
-        raise VolumeError(f"dimensions are {text}; expected at least 1 voxel along every axis")
-    if any(n > 1 for n in shape[3:]):
-        raise VolumeError(f"holds more than one volume ({text}); expected one 3-D FLAIR volume: split the series first")
-    if len(shape) < 3 or 1 in shape[:3]:
-        raise VolumeError(f"a 2-D image ({text}); expected a 3-D volume of at least 2 voxels along every axis")
-
-
-def _expected_length(content: bytes, most: int) -> int:
-    """Bytes of the file that the header describes; refused where the file cannot hold as many."""
-    header = _header(content)
-    shape = _shape(header)
-    try:
-        itemsize: int = header.get_data_dtype().itemsize
-    except (HeaderDataError, KeyError) as error:
-        raise VolumeError(f"data type code {int(header['datatype'])} is not one of NIfTI's") from error
-    if int(header["bitpix"]) != itemsize * 8:
-        raise VolumeError(
-            f"the header contradicts itself: {int(header['bitpix'])} bits a voxel, and a data type of {itemsize * 8} bits"
-        )
-    offset = float(header["vox_offset"])
-    if not (np.isfinite(offset) and header.sizeof_hdr <= offset <= most and offset == int(offset)):
-        raise VolumeError(f"the header places the voxels at byte {offset:g}, outside the file")
-    expected = int(offset) + itemsize * math.prod(shape)
-    if expected > most:
-        raise VolumeError(
-            f"dimensions {'x'.join(map(str, shape))} need {expected} bytes, and the file holds at most {most}: "
-            "it is truncated or its header is damaged; copy it again from its source"
-        )
-    return expected
-
-
-def _parse(content: bytes) -> nib.Nifti1Image:
-    """The image in a file's (inflated) bytes."""
-    expected = _expected_length(content, len(content))
-    if len(content) > expected:
-        raise VolumeError(
-            f"holds more than the {expected} bytes that its header describes: the header is damaged; copy it again from its source"
-        )
-    _check_header(_header(content))
-    kind = (
-        nib.Nifti1Image if content[:4] in ((348).to_bytes(4, "little"), (348).to_bytes(4, "big")) else nib.Nifti2Image
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of extensions, which are not read
-            return kind.from_bytes(content)
-    except (HeaderDataError, ImageFileError, ValueError, OSError) as error:
-        raise VolumeError(f"damaged NIfTI header ({error})") from error
-
-
-def _check_header(header: nib.Nifti1Header) -> None:
-    """What nibabel would mend on reading."""
-    sizes = [float(size) for size in header["pixdim"][1:4]]
-    if not all(np.isfinite(size) and size > 0 for size in sizes):
-        raise VolumeError(
-            f"voxel size {'x'.join(f'{size:g}' for size in sizes)} mm; expected positive sizes: mend the header's pixdim"
-        )
-    if np.isinf(float(header["scl_slope"])):
-        raise VolumeError("the header scales voxels by an infinite slope; mend its scl_slope")
-    qfac = float(header["pixdim"][0])
-    if int(header["qform_code"]) > 0 and qfac not in (-1.0, 0.0, 1.0):
-        raise VolumeError(
-            f"pixdim[0] is {qfac:g}; expected -1 or 1, which say the handedness of qform: mend the header"
-        )
-    unit = int(header["xyzt_units"]) & 7
-    if unit not in (0, 2):
-        name = {1: "metres", 3: "micrometres"}.get(unit, f"code {unit}")
-        raise VolumeError(f"voxel sizes are in {name}; expected millimetres: mend the header's xyzt_units and sizes")
-    codes = {name: int(header[name]) for name in ("qform_code", "sform_code")}
-    if not all(0 <= code <= MOST_FORM_CODE for code in codes.values()):
-        raise VolumeError(
-            f"{' and '.join(f'{name} {code}' for name, code in codes.items())}; expected 0 to {MOST_FORM_CODE}: mend the header"
-        )
-    if not any(codes.values()):
-        raise VolumeError(
-            "qform and sform codes are both 0, so the orientation is unknown: "
-            "convert the image again from DICOM, or set the codes if you know that the affine is right"
-        )
+    stored = stored_bytes(path)
+    return _check(parse(stored, path.name.endswith(".gz")), str(path), hashlib.sha256(stored).hexdigest())
 
 
 def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
     """Checks that a file and an image in memory share."""
-    _check_shape(image.shape)
-    _check_header(image.header)
+    check_shape(image.shape)
+    check_header(image.header)
     notices: list[str] = []
     affine = _checked_affine(image, notices)
     dtype: np.dtype[Any] = image.dataobj.dtype  # type: ignore[attr-defined]
