@@ -87,3 +87,19 @@ def small_flair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scan") / "flair.nii.gz"
     nib.save(nib.Nifti1Image(data[::-1, ::-1], np.diag([-1.0, -1.0, 1.0, 1.0])), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def flake(small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four of its slices, for what does not depend on how many there are."""
+    path = tmp_path_factory.mktemp("flake") / "flair.nii.gz"
+    nib.save(nib.load(small_flair).slicer[:, :, 18:22], path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def segment(run: Run, tiny_bundle: Path) -> Run:
+    """`lesionrt segment` with the small model on the CPU."""
+    return lambda *arguments, **options: run(
+        "segment", "--model", tiny_bundle, "--backend", "cpu", *arguments, **options
+    )

@@ -33,22 +33,6 @@ Segment = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def segment(run: Segment, tiny_bundle: Path) -> Segment:
-    """The command with the small model on the CPU."""
-    return lambda *arguments, **options: run(
-        "segment", "--model", tiny_bundle, "--backend", "cpu", *arguments, **options
-    )
-
-
-@pytest.fixture(scope="module")
-def flake(small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four of its slices, for what does not depend on how many there are."""
-    path = tmp_path_factory.mktemp("flake") / "flair.nii.gz"
-    nib.save(nib.load(small_flair).slicer[:, :, 18:22], path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def done(segment: Segment, small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that is written for the small volume."""
     out = tmp_path_factory.mktemp("done")

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
 import pytest
 
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "openvino", "pycuda", "matplotlib"}
@@ -43,14 +42,6 @@ def without(tmp_path: Path) -> Callable[..., Environment]:
         return with_first(tmp_path / "without")
 
     return make
-
-
-@pytest.fixture(scope="module")
-def flake(small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four slices of the small volume."""
-    path = tmp_path_factory.mktemp("flake") / "flair.nii.gz"
-    nib.save(nib.load(small_flair).slicer[:, :, 18:22], path)
-    return path
 
 
 def test_runtime_is_imported_in_a_second_without_an_inference_or_training_library(tmp_path: Path) -> None:

@@ -26,20 +26,6 @@ Segment = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def segment(run: Segment, tiny_bundle: Path) -> Segment:
-    """The command with the small model."""
-    return lambda *arguments, **options: run("segment", "--model", tiny_bundle, *arguments, **options)
-
-
-@pytest.fixture(scope="module")
-def flake(small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four slices of the small volume."""
-    path = tmp_path_factory.mktemp("flake") / "flair.nii.gz"
-    nib.save(nib.load(small_flair).slicer[:, :, 18:22], path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def tall(small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small volume eight times on top of itself: many seconds of computing."""
     flair = nib.load(small_flair)
