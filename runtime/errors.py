@@ -35,6 +35,10 @@ class CheckpointError(InputError):
     """A checkpoint that is damaged, incomplete or foreign."""
 
 
+class DatasetError(InputError):
+    """A data set, recipe or run that cannot be trained or evaluated on."""
+
+
 class OutputError(InputError):
     """A result that cannot be written where it was asked for."""
 

@@ -99,20 +99,31 @@ class Prepared:
     def restore(self, probabilities: Array) -> Array:
         """Probabilities (n, H, W) of the box to the volume's own grid; 0 outside the brain."""
         stack = np.zeros(self.grid.model_shape, np.float32)
-        # The part of the box that is on the grid, and where it lies there.
-        box, grid = [], []
-        for start, length, limit in zip(self.origin, probabilities.shape, stack.shape, strict=True):
-            first, last = max(0, start), min(limit, start + length)
-            grid.append(slice(first, last))
-            box.append(slice(first - start, last - start))
-        stack[tuple(grid)] = np.where(self.brain, probabilities, 0)[tuple(box)]
+        box, grid = self._overlap()
+        stack[grid] = np.where(self.brain, probabilities, 0)[box]
         restored = self.grid.to_volume(stack)
         if self.grid.resamples:
             # Weighted as on the way in: what is outside the brain does not dilute the probabilities at its edge.
-            stack[tuple(grid)] = self.brain[tuple(box)]
+            stack[grid] = self.brain[box]
             share = self.grid.to_volume(stack)
             np.divide(restored, share, out=restored, where=share > 0)
         return np.clip(restored, 0, 1, out=restored)
+
+    def box(self, data: NDArray[np.generic]) -> Array:
+        """Another image on the volume's own grid, such as a lesion mask, in the box: (n, H, W), 0 around."""
+        values = np.zeros(self.brain.shape, np.float32)
+        box, grid = self._overlap()
+        values[box] = self.grid.to_model(data)[grid]
+        return values
+
+    def _overlap(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The part of the box that is on the model's grid, and where it lies there."""
+        box, grid = [], []
+        for start, length, limit in zip(self.origin, self.brain.shape, self.grid.model_shape, strict=True):
+            first, last = max(0, start), min(limit, start + length)
+            grid.append(slice(first, last))
+            box.append(slice(first - start, last - start))
+        return tuple(box), tuple(grid)
 
 
 def prepare(data: Array, brain: Mask, grid: ModelGrid, preparation: Preparation, size_multiple: int) -> Prepared:

@@ -175,7 +175,7 @@ def _checked_affine(image: nib.Nifti1Image, notices: list[str]) -> NDArray[np.fl
             notices.append("qform cannot be read; sform is used")
             return affine
         if other is not None:
-            apart = np.abs(_corners_mm(affine, image.shape) - _corners_mm(other, image.shape)).max()
+            apart = np.abs(corners_mm(affine, image.shape) - corners_mm(other, image.shape)).max()
             if not apart <= FORM_TOLERANCE_MM:
                 notices.append(f"qform and sform disagree by up to {apart:.1f} mm; sform is used")
         else:
@@ -223,7 +223,7 @@ def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> Volume:
             f"brain mask {mask.name}: its grid is {_dims(mask)} voxels, that of {flair.name} is {_dims(flair)}; "
             "resample the mask to the image's grid"
         )
-    corners = _corners_mm(mask.affine, mask.shape) - _corners_mm(flair.affine, flair.shape)
+    corners = corners_mm(mask.affine, mask.shape) - corners_mm(flair.affine, flair.shape)
     if np.abs(corners).max() > FORM_TOLERANCE_MM:
         raise VolumeError(
             f"brain mask {mask.name}: its affine places it up to {np.abs(corners).max():.1f} mm from {flair.name}; "
@@ -234,7 +234,7 @@ def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> Volume:
     return mask
 
 
-def _corners_mm(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def corners_mm(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Where the eight corner voxels lie: (3, 8)."""
     corners = np.array(np.meshgrid(*[[0, n - 1] for n in shape[:3]])).reshape(3, -1)
     return np.asarray(affine[:3, :3] @ corners + affine[:3, 3:])

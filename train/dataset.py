@@ -1,0 +1,209 @@
+"""Data sets: tables of FLAIR scans with lesion masks, and how they are split."""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionrt.runtime.errors import DatasetError
+from lesionrt.runtime.prepare import Preparation, Prepared, prepare_volume
+from lesionrt.runtime.volume import Volume, corners_mm, nonzero_brain, read_flair, read_volume
+
+COLUMNS = ("flair", "mask", "patient", "time")
+SPLITS = ("train", "validation", "test")
+LESION_OVER = 0.5  # a voxel is lesion where a mask's value is over this
+GRID_TOLERANCE_MM = 0.1  # by how much the affines of image and mask may place a corner apart
+# The ISBI 2015 challenge: training05/preprocessed/training05_04_flair_pp.nii, rater 1.
+_ISBI_FLAIR = re.compile(r"training(\d\d)_(\d\d)_flair_pp\.nii(\.gz)?")
+# Slices with lesions in the paper's folds: training, validation, test (section 4.1).
+PAPER_FOLD_SLICES = ((1119, 197, 70), (1119, 183, 84), (1119, 200, 67), (1136, 208, 42), (1111, 225, 50))
+PAPER_TEST_TIME = "04"
+PAPER_VALIDATION_SCANS = 3
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One FLAIR volume of one patient at one time, with an expert's lesion mask on the same grid."""
+
+    flair: Path
+    mask: Path
+    patient: str
+    time: str
+    split: str | None = None  # one of SPLITS where the table says so
+
+    @property
+    def name(self) -> str:
+        """Patient and time point, unique in a data set."""
+        return f"{self.patient}_{self.time}"
+
+
+def read_dataset(path: Path) -> list[Scan]:
+    """Read a table of scans, or the ISBI 2015 challenge's folder.
+
+    Parameters
+    ----------
+    path
+        A CSV file with the columns flair, mask, patient, time and, if wished, split (train, validation or test);
+        its paths are relative to its own folder. Or a folder of ``trainingNN`` folders.
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be read, names a missing file, or names a scan twice.
+    """
+    if path.is_dir():
+        scans = _read_isbi(path)
+    elif path.is_file():
+        scans = _read_csv(path)
+    else:
+        raise DatasetError(f"{path}: no such data set; expected a CSV file or a folder of the ISBI 2015 challenge")
+    if not scans:
+        raise DatasetError(f"{path}: names no scan")
+    names = [scan.name for scan in scans]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DatasetError(
+            f"{path}: {', '.join(twice)} (patient_time) stands in it more than once; give each scan its own time"
+        )
+    missing = [str(file) for scan in scans for file in (scan.flair, scan.mask) if not file.is_file()]
+    if missing:
+        raise DatasetError(f"{path}: names {len(missing)} files that do not exist: {', '.join(missing[:5])}")
+    return scans
+
+
+def _read_csv(path: Path) -> list[Scan]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            absent = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if absent:
+                raise DatasetError(
+                    f"{path}: has no column {', '.join(absent)}; expected {','.join(COLUMNS)} in its first line"
+                )
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path}: cannot be read as a CSV file ({error})") from error
+    scans = []
+    for line, row in enumerate(rows, 2):
+        values = {name: (row.get(name) or "").strip() for name in (*COLUMNS, "split")}
+        empty = [name for name in COLUMNS if not values[name]]
+        if empty:
+            raise DatasetError(f"{path}, line {line}: {', '.join(empty)} is empty")
+        if values["split"] and values["split"] not in SPLITS:
+            raise DatasetError(f"{path}, line {line}: split is {values['split']!r}; expected {', '.join(SPLITS)}")
+        flair, mask = (path.parent / values[name] for name in ("flair", "mask"))
+        scans.append(Scan(flair, mask, values["patient"], values["time"], values["split"] or None))
+    return scans
+
+
+def _read_isbi(folder: Path) -> list[Scan]:
+    scans = []
+    for flair in sorted(folder.glob("training*/preprocessed/*")):
+        found = _ISBI_FLAIR.fullmatch(flair.name)
+        if found:
+            patient, time, packed = found.groups()
+            names = [f"training{patient}_{time}_mask1.nii{ending}" for ending in (packed or "", ".gz", "")]
+            masks = [flair.parent.parent / "masks" / name for name in names]
+            mask = next((mask for mask in masks if mask.is_file()), masks[0])
+            scans.append(Scan(flair, mask, patient, time))
+    if not scans:
+        raise DatasetError(
+            f"{folder}: holds no trainingNN/preprocessed/trainingNN_TT_flair_pp.nii[.gz]; expected the ISBI 2015 layout, or a CSV file"
+        )
+    return scans
+
+
+def read_pair(scan: Scan) -> tuple[Volume, NDArray[np.bool_]]:
+    """A scan's FLAIR volume and its lesion mask, on one grid.
+
+    Raises
+    ------
+    DatasetError
+        If the two do not lie on the same grid.
+    VolumeError
+        If either cannot be read.
+    """
+    flair, mask = read_flair(scan.flair), read_volume(scan.mask)
+    if flair.shape != mask.shape:
+        raise DatasetError(
+            f"{scan.mask}: has {'x'.join(map(str, mask.shape))} voxels, {scan.flair} has {'x'.join(map(str, flair.shape))}; "
+            "resample the mask to the image's grid"
+        )
+    apart = np.abs(corners_mm(flair.affine, flair.shape) - corners_mm(mask.affine, mask.shape)).max()
+    if apart > GRID_TOLERANCE_MM:
+        raise DatasetError(
+            f"{scan.mask}: its affine places it up to {apart:.1f} mm from {scan.flair}; resample the mask to the image's grid"
+        )
+    return flair, mask.data > LESION_OVER
+
+
+def prepare_pair(scan: Scan, preparation: Preparation, size_multiple: int) -> tuple[Prepared, NDArray[np.bool_]]:
+    """A scan as the network sees it, and its lesions in the same box (n, H, W).
+
+    Raises
+    ------
+    DatasetError, VolumeError
+        As :func:`read_pair`.
+    """
+    flair, lesions = read_pair(scan)
+    prepared = prepare_volume(flair, nonzero_brain(flair), preparation, size_multiple)
+    return prepared, prepared.box(lesions) >= LESION_OVER
+
+
+def select(scans: Sequence[Scan], patients: Iterable[str], what: str) -> list[Scan]:
+    """The scans of some patients.
+
+    Raises
+    ------
+    DatasetError
+        If a patient has none.
+    """
+    wanted = list(patients)
+    unknown = [patient for patient in wanted if patient not in {scan.patient for scan in scans}]
+    if unknown:
+        known = ", ".join(sorted({scan.patient for scan in scans}))
+        raise DatasetError(f"{what}: no scan of patient {', '.join(unknown)}; the data set has {known}")
+    return [scan for scan in scans if scan.patient in wanted]
+
+
+def paper_folds(scans: Sequence[Scan]) -> list[dict[str, list[Scan]]]:
+    """The paper's five folds (section 4.1): the test scan is patient k's at time 4, three others validate.
+
+    The paper splits by scan, not by patient: a patient's other times stand in training. Which scans validate it does
+    not say; here they are the last times of the patients that follow the test patient.
+
+    Raises
+    ------
+    DatasetError
+        If the data set is not that of the challenge: five patients, each with a time 4.
+    """
+    patients = sorted({scan.patient for scan in scans})
+    at_test = {scan.patient: scan for scan in scans if scan.time.zfill(2) == PAPER_TEST_TIME}
+    if len(patients) != len(PAPER_FOLD_SLICES) or sorted(at_test) != patients:
+        raise DatasetError(
+            f"the paper's folds need {len(PAPER_FOLD_SLICES)} patients, each with a time {PAPER_TEST_TIME}; "
+            f"found patients {', '.join(patients)}, with that time {', '.join(sorted(at_test)) or 'none'}"
+        )
+    folds = []
+    for index, patient in enumerate(patients):
+        test = at_test[patient]
+        validation = []
+        for step in range(1, PAPER_VALIDATION_SCANS + 1):
+            other = patients[(index + step) % len(patients)]
+            validation.append(max((scan for scan in scans if scan.patient == other), key=lambda scan: scan.time))
+        train = [scan for scan in scans if scan is not test and scan not in validation]
+        folds.append({"train": train, "validation": validation, "test": [test]})
+    return folds
+
+
+def patient_folds(scans: Sequence[Scan]) -> list[dict[str, list[Scan]]]:
+    """One fold a patient, who is the test; all others train."""
+    folds = []
+    for patient in sorted({scan.patient for scan in scans}):
+        test = [scan for scan in scans if scan.patient == patient]
+        folds.append({"train": [scan for scan in scans if scan not in test], "validation": [], "test": test})
+    return folds
