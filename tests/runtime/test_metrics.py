@@ -215,7 +215,7 @@ def test_simpleitk_finds_the_same(seed: int) -> None:
 
     one, other = image(reference), image(prediction)
     overlap = sitk.LabelOverlapMeasuresImageFilter()
-    overlap.Execute(one, other)
+    overlap.Execute(other, one)  # prediction, then reference
     found = confusion(reference, prediction)
     assert found.dice == pytest.approx(overlap.GetDiceCoefficient(1))
     assert found.iou == pytest.approx(overlap.GetJaccardCoefficient(1))
