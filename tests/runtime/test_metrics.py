@@ -39,7 +39,8 @@ def blobs(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     noise = ndimage.gaussian_filter(rng.normal(size=(22, 26, 18)), 1.5)
     other = noise + 0.6 * ndimage.gaussian_filter(rng.normal(size=noise.shape), 1.5)
-    return noise > np.quantile(noise, 0.9), other > np.quantile(other, 0.88)
+    inside = np.pad(np.ones([n - 2 for n in noise.shape], bool), 1)  # the libraries differ at an image's edge
+    return inside & (noise > np.quantile(noise, 0.9)), inside & (other > np.quantile(other, 0.88))
 
 
 def test_the_eight_measures_of_a_table_worked_out_by_hand() -> None:
@@ -238,8 +239,8 @@ def test_simpleitk_finds_the_same(seed: int) -> None:
     for mask_, against in ((one, other), (other, one)):
         contour = sitk.LabelContour(against, fullyConnected=False)
         distance = sitk.SignedMaurerDistanceMap(contour, squaredDistance=False, useImageSpacing=True)
-        values = np.abs(sitk.GetArrayViewFromImage(distance))
-        directions.append(values[sitk.GetArrayViewFromImage(sitk.LabelContour(mask_, fullyConnected=False)) > 0])
+        values = np.abs(sitk.GetArrayFromImage(distance))
+        directions.append(values[sitk.GetArrayFromImage(sitk.LabelContour(mask_, fullyConnected=False)) > 0])
     surface = surface_distance(reference, prediction, spacing)
     assert surface.average_mm == pytest.approx(np.concatenate(directions).mean(), rel=1e-5)
     assert surface.hausdorff95_mm == pytest.approx(max(np.percentile(way, 95) for way in directions), rel=1e-5)
