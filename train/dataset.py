@@ -1,6 +1,7 @@
 """Data sets: tables of FLAIR scans with lesion masks, and how they are split."""
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,9 +56,9 @@ def read_dataset(path: Path) -> list[Scan]:
     DatasetError
         If it cannot be read, names a missing file, or names a scan twice.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (a name too long for the file system is no folder)
         scans = _read_isbi(path)
-    elif path.is_file():
+    elif os.path.isfile(path):  # noqa: PTH113
         scans = _read_csv(path)
     else:
         raise DatasetError(f"{path}: no such data set; expected a CSV file or a folder of the ISBI 2015 challenge")
@@ -84,11 +85,11 @@ def _read_csv(path: Path) -> list[Scan]:
                 raise DatasetError(
                     f"{path}: has no column {', '.join(absent)}; expected {','.join(COLUMNS)} in its first line"
                 )
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as a CSV file ({error})") from error
     scans = []
-    for line, row in enumerate(rows, 2):
+    for line, row in rows:
         values = {name: (row.get(name) or "").strip() for name in (*COLUMNS, "split")}
         empty = [name for name in COLUMNS if not values[name]]
         if empty:
@@ -127,18 +128,33 @@ def read_pair(scan: Scan) -> tuple[Volume, NDArray[np.bool_]]:
     VolumeError
         If either cannot be read.
     """
-    flair, mask = read_flair(scan.flair), read_volume(scan.mask)
+    flair = read_flair(scan.flair)
+    return flair, read_mask(scan.mask, flair)
+
+
+def read_mask(path: Path, flair: Volume) -> NDArray[np.bool_]:
+    """A lesion mask (X, Y, Z) that lies on a FLAIR volume's grid.
+
+    Raises
+    ------
+    DatasetError
+        If it lies on another.
+    VolumeError
+        If it cannot be read.
+    """
+    mask = read_volume(path)
     if flair.shape != mask.shape:
         raise DatasetError(
-            f"{scan.mask}: has {'x'.join(map(str, mask.shape))} voxels, {scan.flair} has {'x'.join(map(str, flair.shape))}; "
+            f"{path}: has {'x'.join(map(str, mask.shape))} voxels, {flair.name} has {'x'.join(map(str, flair.shape))}; "
             "resample the mask to the image's grid"
         )
     apart = np.abs(corners_mm(flair.affine, flair.shape) - corners_mm(mask.affine, mask.shape)).max()
     if apart > GRID_TOLERANCE_MM:
         raise DatasetError(
-            f"{scan.mask}: its affine places it up to {apart:.1f} mm from {scan.flair}; resample the mask to the image's grid"
+            f"{path}: its affine places it up to {apart:.1f} mm from {flair.name}; resample the mask to the image's grid"
         )
-    return flair, mask.data > LESION_OVER
+    lesions: NDArray[np.bool_] = mask.data > LESION_OVER
+    return lesions
 
 
 def prepare_pair(scan: Scan, preparation: Preparation, size_multiple: int) -> tuple[Prepared, NDArray[np.bool_]]:
@@ -168,6 +184,21 @@ def select(scans: Sequence[Scan], patients: Iterable[str], what: str) -> list[Sc
         known = ", ".join(sorted({scan.patient for scan in scans}))
         raise DatasetError(f"{what}: no scan of patient {', '.join(unknown)}; the data set has {known}")
     return [scan for scan in scans if scan.patient in wanted]
+
+
+def select_split(scans: Sequence[Scan], split: str, what: str) -> list[Scan]:
+    """The scans of one split of the table's column.
+
+    Raises
+    ------
+    DatasetError
+        If there is none.
+    """
+    chosen = [scan for scan in scans if scan.split == split]
+    if not chosen:
+        known = ", ".join(sorted({scan.split or "none" for scan in scans}))
+        raise DatasetError(f"{what}: no scan of split {split!r}; the data set has {known}")
+    return chosen
 
 
 def paper_folds(scans: Sequence[Scan]) -> list[dict[str, list[Scan]]]:
