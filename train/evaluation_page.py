@@ -7,7 +7,7 @@ from lesionrt.runtime.bundle import UNTRAINED
 from lesionrt.runtime.metrics import MEASURES, correlation
 from lesionrt.train import published
 from lesionrt.train.evaluation import FIELD, Evaluation
-from lesionrt.train.page import NOT_A_DEVICE, facts, image, number, page, spread, table
+from lesionrt.train.page import NOT_A_DEVICE, deviation_of, facts, image, mean_of, number, page, table
 from lesionrt.train.plots import bland_altman, scatter
 
 TITLES = {
@@ -27,7 +27,11 @@ TITLES = {
     "volume_difference_ml": "Volume difference, ml",
     "relative_volume_difference": "Relative volume difference",
 }
-DIGITS = {"average_surface_distance_mm": 2, "hausdorff95_mm": 2, "volume_difference_ml": 2}
+DIGITS = {"extra_fraction": 5, "average_surface_distance_mm": 2, "hausdorff95_mm": 2, "volume_difference_ml": 2}
+
+
+def _digits(name: str) -> int:
+    return DIGITS.get(name, 4)
 
 
 def evaluation_page(evaluation: Evaluation, methods: bool = False) -> str:
@@ -61,7 +65,7 @@ def _body(evaluation: Evaluation, methods: bool) -> Iterator[str]:
         "one false if it shares none with the reference. Distances are between surface voxels, over both directions "
         "together; Hausdorff is the worse direction's 95th percentile. Two empty masks have Dice, IoU and F1 of 1 and "
         "distances of 0; one empty mask has 0, and distances of the image's diagonal. A dash is a ratio of 0 to 0; "
-        "means leave it out and say n. Mean ± sample standard deviation.</p>"
+        "means leave it out and say n. SD is the sample standard deviation.</p>"
     )
     yield "<h2>Lesion volumes</h2>"
     yield from _volumes(evaluation)
@@ -107,18 +111,19 @@ def _paper_measures(evaluation: Evaluation, group: str, paper: bool) -> str:
             [
                 scan.scan.name,
                 str(scan.slices),
-                *(number(scan.measures()[group][name]) for name in MEASURES),
+                *(number(scan.measures()[group][name], _digits(name)) for name in MEASURES),
             ],
         )
         for scan in evaluation.scans
     ]
     summary, count = evaluation.summary()[group], len(evaluation.scans)
-    rows.append(("mean", ["mean ± SD", "", *(spread(summary[name], count) for name in MEASURES)]))
+    rows.append(("mean", ["mean", "", *(mean_of(summary[name], count, _digits(name)) for name in MEASURES)]))
+    rows.append(("sd", ["SD", "", *(deviation_of(summary[name], _digits(name)) for name in MEASURES)]))
     if paper:
         for fold, values in enumerate(published.FOLDS, 1):
             rows.append(("paper", [f"paper, fold {fold}", "", *(number(values[name]) for name in MEASURES)]))
         rows.append(("paper", ["paper, mean ± SD", "", *(published.FOLDS_MEAN[name] for name in MEASURES)]))
-    return table(["Scan", "Slices with lesions", *(TITLES[name] for name in MEASURES)], rows)
+    return table(["Scan", "Slices", *(TITLES[name] for name in MEASURES)], rows)
 
 
 def _field(evaluation: Evaluation) -> str:
@@ -126,10 +131,10 @@ def _field(evaluation: Evaluation) -> str:
     for scan in evaluation.scans:
         measures = scan.measures()["field"]
         counts = [str(scan.lesions.reference_lesions), str(scan.lesions.predicted_lesions)]
-        rows.append(("", [scan.scan.name, *counts, *(number(measures[name], DIGITS.get(name, 4)) for name in FIELD)]))
+        rows.append(("", [scan.scan.name, *counts, *(number(measures[name], _digits(name)) for name in FIELD)]))
     summary, count = evaluation.summary()["field"], len(evaluation.scans)
-    means = [spread(summary[name], count, DIGITS.get(name, 4)) for name in FIELD]
-    rows.append(("mean", ["mean ± SD", "", "", *means]))
+    rows.append(("mean", ["mean", "", "", *(mean_of(summary[name], count, _digits(name)) for name in FIELD)]))
+    rows.append(("sd", ["SD", "", "", *(deviation_of(summary[name], _digits(name)) for name in FIELD)]))
     return table(["Scan", "Lesions", "Predicted", *(TITLES[name] for name in FIELD)], rows)
 
 

@@ -17,10 +17,10 @@ h3 { font-size: 15px; margin: 22px 0 6px; }
 p { margin: 6px 0; max-width: 860px; } .dim { color: var(--dim); font-size: 13.5px; }
 .warning { background: #fdecea; border-left: 4px solid #c0392b; padding: 8px 12px; max-width: 860px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: 4px 11px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid #aab4bf; }
+th, td { padding: 4px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.3; border-bottom: 2px solid #aab4bf; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-tr.mean td { background: var(--mean); font-weight: 600; } tr.paper td { background: var(--paper); color: #55461d; }
+tr.mean td { background: var(--mean); font-weight: 600; } tr.sd td { background: var(--mean); } tr.paper td { background: var(--paper); color: #55461d; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: 10px 0; font-size: 13.5px; }
 dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
 .plots { display: flex; flex-wrap: wrap; gap: 18px; } figure { margin: 0 0 22px; } figure img { max-width: 100%; }
@@ -81,15 +81,20 @@ def number(value: float, digits: int = 4) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def spread(summary: Summary, scans: int, digits: int = 4) -> str:
-    """Mean ± standard deviation, with the number of values where it is not that of the scans.
+def mean_of(summary: Summary, scans: int, digits: int = 4) -> str:
+    """A mean, with the number of values where it is not that of the scans.
 
-    >>> spread(Summary(0.5, 0.1, 3), 3, 2), spread(Summary(0.5, math.nan, 1), 2, 2), spread(Summary(math.nan, math.nan, 0), 2)
-    ('0.50 ± 0.10', '0.50 (n = 1)', '–')
+    >>> mean_of(Summary(0.5, 0.1, 3), 3, 2), mean_of(Summary(0.5, math.nan, 1), 2, 2), mean_of(Summary(math.nan, math.nan, 0), 2)
+    ('0.50', '0.50 (n = 1)', '–')
     """
-    if not summary.n:
-        return "–"
     text = number(summary.mean, digits)
-    if not math.isnan(summary.sd):
-        text += f" ± {number(summary.sd, digits)}"
-    return text if summary.n == scans else f"{text} (n = {summary.n})"
+    return text if summary.n in (0, scans) else f"{text} (n = {summary.n})"
+
+
+def deviation_of(summary: Summary, digits: int = 4) -> str:
+    """A standard deviation.
+
+    >>> deviation_of(Summary(0.5, 0.1, 3), 2), deviation_of(Summary(0.5, math.nan, 1), 2)
+    ('± 0.10', '–')
+    """
+    return "–" if math.isnan(summary.sd) else f"± {number(summary.sd, digits)}"

@@ -12,7 +12,7 @@ from lesionrt.runtime.volume import Volume
 
 SLICES = 3  # rows of the picture: three regions of the brain
 PANELS = ("FLAIR", "reference", "prediction", "differences")
-TILE = 230  # pixels along a slice's longer side
+TILE = 260  # pixels along a slice's longer side
 GAP, HEAD = 4, 22  # pixels between tiles, and of the line above them
 FONT = 14
 ROOM_MM = 4.0  # around the brain
@@ -50,7 +50,9 @@ def difference_picture(flair: Volume, reference: NDArray[np.bool_], prediction: 
         for column, tile in enumerate(tiles):
             how = Image.Resampling.BICUBIC if column == 0 else Image.Resampling.NEAREST
             picture.paste(Image.fromarray(tile).resize((width, height), how), (column * (width + GAP), top))
-        draw.text((4, top + height - 4), f"slice {k + 1} of {grey.shape[2]}", TEXT, font, anchor="ls")
+        # On the reference's black, where it hides nothing of the brain.
+        where = (width + GAP + 5, top + height - 5)
+        draw.text(where, f"slice {k + 1} of {grey.shape[2]}, from below", TEXT, font, anchor="ls")
         draw.text((4, top + 4), "R", TEXT, font, anchor="lt")
         draw.text((width - 4, top + 4), "L", TEXT, font, anchor="rt")
     buffer = BytesIO()

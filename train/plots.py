@@ -6,8 +6,8 @@ from html import escape
 
 from lesionrt.runtime.metrics import agreement
 
-WIDTH, HEIGHT = 460, 340  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 58, 92, 14, 46  # margins; the right one holds the names of lines
+WIDTH, HEIGHT = 480, 340  # pixels
+LEFT, RIGHT, TOP, BOTTOM = 58, 112, 14, 46  # margins; the right one holds the names of lines
 Point = tuple[str, float, float]  # name, x, y
 
 
