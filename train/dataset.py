@@ -64,11 +64,14 @@ def read_dataset(path: Path) -> list[Scan]:
         raise DatasetError(f"{path}: no such data set; expected a CSV file or a folder of the ISBI 2015 challenge")
     if not scans:
         raise DatasetError(f"{path}: names no scan")
-    names = [scan.name for scan in scans]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    files: dict[str, list[str]] = {}
+    for scan in scans:
+        files.setdefault(scan.name, []).append(str(scan.flair))
+    twice = [f"{name} ({', '.join(flairs)})" for name, flairs in files.items() if len(flairs) > 1]
     if twice:
         raise DatasetError(
-            f"{path}: {', '.join(twice)} (patient_time) stands in it more than once; give each scan its own time"
+            f"{path}: more than one scan of a patient at one time: {'; '.join(twice)}; give each its own time, "
+            "or keep one file of it"
         )
     missing = [str(file) for scan in scans for file in (scan.flair, scan.mask) if not file.is_file()]
     if missing:
@@ -143,18 +146,29 @@ def read_mask(path: Path, flair: Volume) -> NDArray[np.bool_]:
         If it cannot be read.
     """
     mask = read_volume(path)
+    check_same_grid(mask, flair)
+    lesions: NDArray[np.bool_] = mask.data > LESION_OVER
+    return lesions
+
+
+def check_same_grid(mask: Volume, flair: Volume) -> None:
+    """A mask must have the volume's shape, and its affine place it where the volume is.
+
+    Raises
+    ------
+    DatasetError
+        If it does not.
+    """
     if flair.shape != mask.shape:
         raise DatasetError(
-            f"{path}: has {'x'.join(map(str, mask.shape))} voxels, {flair.name} has {'x'.join(map(str, flair.shape))}; "
+            f"{mask.name}: has {'x'.join(map(str, mask.shape))} voxels, {flair.name} has {'x'.join(map(str, flair.shape))}; "
             "resample the mask to the image's grid"
         )
     apart = np.abs(corners_mm(flair.affine, flair.shape) - corners_mm(mask.affine, mask.shape)).max()
     if apart > GRID_TOLERANCE_MM:
         raise DatasetError(
-            f"{path}: its affine places it up to {apart:.1f} mm from {flair.name}; resample the mask to the image's grid"
+            f"{mask.name}: its affine places it up to {apart:.1f} mm from {flair.name}; resample the mask to the image's grid"
         )
-    lesions: NDArray[np.bool_] = mask.data > LESION_OVER
-    return lesions
 
 
 def prepare_pair(scan: Scan, preparation: Preparation, size_multiple: int) -> tuple[Prepared, NDArray[np.bool_]]:

@@ -11,7 +11,18 @@ import typer
 
 from lesionrt.runtime.errors import LesionrtError
 
-VERBS = ("segment", "verify", "inspect", "doctor", "export", "import_official", "untrained", "phantom", "evaluate")
+VERBS = (
+    "segment",
+    "verify",
+    "inspect",
+    "doctor",
+    "export",
+    "import_official",
+    "untrained",
+    "phantom",
+    "data",
+    "evaluate",
+)
 
 
 def build() -> typer.Typer:
@@ -25,7 +36,10 @@ def build() -> typer.Typer:
     app.callback()(_version_option)
     for verb in VERBS:
         module: Any = import_module(f"lesionrt.runtime.cli.{verb}")
-        app.command(name=verb.replace("_", "-"))(module.command)
+        if hasattr(module, "group"):
+            app.add_typer(module.group, name=verb)
+        else:
+            app.command(name=verb.replace("_", "-"))(module.command)
     return app
 
 
