@@ -150,7 +150,7 @@ def test_the_papers_folds_test_each_patient_at_time_4_and_use_every_scan_once(is
 
 def test_the_papers_folds_need_its_five_patients(isbi: Path) -> None:
     scans = [scan for scan in read_dataset(isbi) if scan.name != "05_04"]
-    with pytest.raises(DatasetError, match="found patients 01, 02, 03, 04, 05, with that time 01, 02, 03, 04$"):
+    with pytest.raises(DatasetError, match=r"found patients 01, 02, 03, 04, 05, with that time 01, 02, 03, 04$"):
         paper_folds(scans)
 
 
