@@ -141,8 +141,10 @@ def read_pair(scan: Scan) -> tuple[Volume, NDArray[np.bool_]]:
     return flair, mask.data > LESION_OVER
 
 
-def prepare_pair(scan: Scan, preparation: Preparation, size_multiple: int) -> tuple[Prepared, NDArray[np.bool_]]:
-    """A scan as the network sees it, and its lesions in the same box (n, H, W).
+def prepare_pair(
+    scan: Scan, preparation: Preparation, size_multiple: int
+) -> tuple[Volume, Prepared, NDArray[np.bool_]]:
+    """A scan, as the network sees it, and its lesions in the same box (n, H, W).
 
     Raises
     ------
@@ -151,7 +153,7 @@ def prepare_pair(scan: Scan, preparation: Preparation, size_multiple: int) -> tu
     """
     flair, lesions = read_pair(scan)
     prepared = prepare_volume(flair, nonzero_brain(flair), preparation, size_multiple)
-    return prepared, prepared.box(lesions) >= LESION_OVER
+    return flair, prepared, prepared.box(lesions) >= LESION_OVER
 
 
 def select(scans: Sequence[Scan], patients: Iterable[str], what: str) -> list[Scan]:

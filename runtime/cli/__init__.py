@@ -11,7 +11,7 @@ import typer
 
 from lesionrt.runtime.errors import LesionrtError
 
-VERBS = ("segment", "verify", "inspect", "doctor", "export", "import_official", "untrained", "phantom")
+VERBS = ("segment", "train", "verify", "inspect", "doctor", "export", "import_official", "untrained", "phantom")
 
 
 def build() -> typer.Typer:
