@@ -35,7 +35,7 @@ class Recipe:
 
     normalisation: str = "brain-robust-z"
     sampling: str = "slabs"
-    slabs: int = 6
+    slabs: int = 5
     slab_slices: int = 4
     size: int = 96
     lesion_centred: float = 0.5

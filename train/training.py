@@ -190,7 +190,9 @@ class _Run:
         torch.manual_seed(recipe.seed)
         self.network = Network(recipe.network)
         initialise(self.network)
-        self.network.to(device, memory_format=torch.channels_last)  # faster in half precision, on CPU and GPU
+        # Channels last is faster in half precision on a GPU, and a third slower on a CPU.
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        self.network.to(device, memory_format=layout)
         self.average = (
             AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
             if recipe.average
