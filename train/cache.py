@@ -6,14 +6,18 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.files import sha256, write_atomically
 from lesionrt.runtime.prepare import Preparation
+from lesionrt.runtime.volume import Volume, corners_mm
 from lesionrt.train.dataset import Scan, prepare_pair
 
+_ARRAYS = ("slices", "brain", "lesions", "start_mm")
+USUAL_LESION_Z = 2.5
 VERSION = 1  # of what is prepared and how it is stored
 
 
@@ -29,6 +33,10 @@ class PreparedScan:
         (n + 2, H, W) float16, normalised: n slices with brain and one neighbour on either side.
     brain, lesions
         (n + 2, H, W) bool; the neighbours hold none.
+    start_mm
+        Where the first voxel lies along the model's axes, in the world of the scan's affine.
+    lesion_z
+        The lesions' median brightness; a usual one where there are none.
     """
 
     name: str
@@ -36,6 +44,8 @@ class PreparedScan:
     slices: NDArray[np.float16]
     brain: NDArray[np.bool_]
     lesions: NDArray[np.bool_]
+    start_mm: NDArray[np.float64]
+    lesion_z: float
 
     @property
     def lesion_slices(self) -> NDArray[np.intp]:
@@ -64,19 +74,33 @@ def load_scan(scan: Scan, preparation: Preparation, size_multiple: int, cache: P
     path = cache / f"{key}.npz"
     try:
         with np.load(path) as stored:
-            return PreparedScan(scan.name, scan.patient, stored["slices"], stored["brain"], stored["lesions"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # absent or damaged: made anew
-    prepared, lesions = prepare_pair(scan, preparation, size_multiple)
+            arrays = [stored[name] for name in _ARRAYS]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged: made anew
+        arrays = _prepare(scan, preparation, size_multiple)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **dict(zip(_ARRAYS, arrays, strict=True)))
+        write_atomically({path: buffer.getvalue()})
+    slices, brain, lesions, start = arrays
+    bright = float(np.median(slices[lesions])) if lesions.any() else USUAL_LESION_Z
+    return PreparedScan(scan.name, scan.patient, slices, brain, lesions, start, bright)
+
+
+def _prepare(scan: Scan, preparation: Preparation, size_multiple: int) -> list[NDArray[Any]]:
+    volume, prepared, lesions = prepare_pair(scan, preparation, size_multiple)
     halo = ((1, 1), (0, 0), (0, 0))
-    result = PreparedScan(
-        scan.name,
-        scan.patient,
+    origin = np.subtract(prepared.origin, (1, 0, 0)) * preparation.spacing_mm
+    return [
         prepared.slices[:, 0].astype(np.float16),
         np.pad(prepared.brain, halo),
         np.pad(lesions, halo),
-    )
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, slices=result.slices, brain=result.brain, lesions=result.lesions)
-    write_atomically({path: buffer.getvalue()})
-    return result
+        start_mm(volume, preparation) + origin,
+    ]
+
+
+def start_mm(volume: Volume, preparation: Preparation) -> NDArray[np.float64]:
+    """Where a volume's first voxel on the model's grid lies along the model's axes: (3,)."""
+    corners = corners_mm(volume.affine, volume.shape)
+    signs = [1 if letter in "RAS" else -1 for letter in preparation.axes]
+    worlds = ["RL", "PA", "IS"]
+    rows = [next(i for i, pair in enumerate(worlds) if letter in pair) for letter in preparation.axes]
+    return np.array([(sign * corners[row]).min() for sign, row in zip(signs, rows, strict=True)])

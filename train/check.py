@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,18 +220,27 @@ def _warnings(scans: Sequence[Scan], checks: Sequence[ScanCheck]) -> list[str]:
 
 
 def _folds(scans: Sequence[Scan], checks: Sequence[ScanCheck]) -> list[tuple[int, int, int]] | None:
-    slices = {check.name: check.lesion_slices for check in checks}
+    slices = {check.name: check.lesion_slices for check in checks if check.lesion_slices is not None}
     try:
         folds = paper_folds(scans)
     except InputError:
         return None
-    if None in slices.values():
-        return None
+    return fold_slices(folds, slices) if len(slices) == len(scans) else None
 
-    def count(part: Sequence[Scan]) -> int:
-        return sum(slices[scan.name] or 0 for scan in part)
 
-    return [(count(fold["train"]), count(fold["validation"]), count(fold["test"])) for fold in folds]
+def fold_slices(folds: Sequence[Mapping[str, Sequence[Scan]]], slices: Mapping[str, int]) -> list[tuple[int, int, int]]:
+    """Slices with lesions in each fold's training, validation and test, of those in each scan by name."""
+    counts = [[sum(slices[scan.name] for scan in fold[part]) for part in SPLITS] for fold in folds]
+    return [(train, validation, test) for train, validation, test in counts]
+
+
+def fold_lines(counts: Sequence[tuple[int, int, int]]) -> list[str]:
+    """Slices with lesions in the paper's folds, here and in the paper."""
+    lines = ["slices with lesions in the paper's folds: train / validation / test"]
+    for number, (here, paper) in enumerate(zip(counts, PAPER_FOLD_SLICES, strict=True), 1):
+        texts = [" / ".join(map(str, parts)) for parts in (here, paper)]
+        lines.append(f"  fold {number}: here {texts[0]}; the paper {texts[1]}")
+    return lines
 
 
 def check_lines(check: DatasetCheck) -> list[str]:
@@ -247,10 +256,7 @@ def check_lines(check: DatasetCheck) -> list[str]:
     lines += ["", f"{len(check.scans)} scans of {patients} patients, {slices} slices with lesions{spread}"]
     lines += [f"  {count} x {grid}" for grid, count in Counter(scan.grid for scan in check.scans).most_common()]
     if check.folds is not None:
-        lines += ["", "slices with lesions in the paper's folds: train / validation / test"]
-        for number, (here, paper) in enumerate(zip(check.folds, PAPER_FOLD_SLICES, strict=True), 1):
-            texts = [" / ".join(map(str, counts)) for counts in (here, paper)]
-            lines.append(f"  fold {number}: here {texts[0]}; the paper {texts[1]}")
+        lines += ["", *fold_lines(check.folds)]
     problems = [f"warning: {text}" for text in check.all_warnings()]
     problems += [f"error: {text}" for text in check.all_errors()]
     return [*lines, *([""] if problems else []), *problems]

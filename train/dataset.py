@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import DatasetError
+from lesionrt.runtime.geometry import slice_axis
 from lesionrt.runtime.prepare import Preparation, Prepared, prepare_volume
 from lesionrt.runtime.volume import Volume, corners_mm, nonzero_brain, read_flair, read_volume
 
@@ -151,6 +152,19 @@ def read_mask(path: Path, flair: Volume) -> NDArray[np.bool_]:
     return lesions
 
 
+def lesion_slices(scan: Scan) -> int:
+    """How many axial slices of a scan's mask hold a lesion.
+
+    Raises
+    ------
+    VolumeError
+        If the mask cannot be read.
+    """
+    mask = read_volume(scan.mask)
+    others = tuple({0, 1, 2} - {slice_axis(mask.affine)})
+    return int(np.count_nonzero((mask.data > LESION_OVER).any(axis=others)))
+
+
 def check_same_grid(mask: Volume, flair: Volume) -> None:
     """A mask must have the volume's shape, and its affine place it where the volume is.
 
@@ -171,8 +185,10 @@ def check_same_grid(mask: Volume, flair: Volume) -> None:
         )
 
 
-def prepare_pair(scan: Scan, preparation: Preparation, size_multiple: int) -> tuple[Prepared, NDArray[np.bool_]]:
-    """A scan as the network sees it, and its lesions in the same box (n, H, W).
+def prepare_pair(
+    scan: Scan, preparation: Preparation, size_multiple: int
+) -> tuple[Volume, Prepared, NDArray[np.bool_]]:
+    """A scan, as the network sees it, and its lesions in the same box (n, H, W).
 
     Raises
     ------
@@ -181,7 +197,7 @@ def prepare_pair(scan: Scan, preparation: Preparation, size_multiple: int) -> tu
     """
     flair, lesions = read_pair(scan)
     prepared = prepare_volume(flair, nonzero_brain(flair), preparation, size_multiple)
-    return prepared, prepared.box(lesions) >= LESION_OVER
+    return flair, prepared, prepared.box(lesions) >= LESION_OVER
 
 
 def select(scans: Sequence[Scan], patients: Iterable[str], what: str) -> list[Scan]:

@@ -178,7 +178,7 @@ class Evaluation:
         """Plain values, for JSON; null where there is nothing to measure."""
         reference, predicted = self.volumes_ml()
         limits = agreement(reference, predicted)
-        return _plain(
+        return plain(
             {
                 "schema": SCHEMA,
                 "dataset": self.dataset,
@@ -226,16 +226,16 @@ class Evaluation:
         text = StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(_plain(rows))
+        writer.writerows(plain(rows))
         return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    """Without NaN, and with floats as short as they are exact to 1e-9."""
+def plain(value: Any) -> Any:
+    """Values for JSON: null for NaN, and floats rounded to 1e-9."""
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float):
         return round(value, 9) if math.isfinite(value) else None
     return value

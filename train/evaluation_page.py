@@ -30,7 +30,8 @@ TITLES = {
 DIGITS = {"extra_fraction": 5, "average_surface_distance_mm": 2, "hausdorff95_mm": 2, "volume_difference_ml": 2}
 
 
-def _digits(name: str) -> int:
+def digits(name: str) -> int:
+    """Decimals with which a measure is shown."""
     return DIGITS.get(name, 4)
 
 
@@ -111,14 +112,14 @@ def _paper_measures(evaluation: Evaluation, group: str, paper: bool) -> str:
             [
                 scan.scan.name,
                 str(scan.slices),
-                *(number(scan.measures()[group][name], _digits(name)) for name in MEASURES),
+                *(number(scan.measures()[group][name], digits(name)) for name in MEASURES),
             ],
         )
         for scan in evaluation.scans
     ]
     summary, count = evaluation.summary()[group], len(evaluation.scans)
-    rows.append(("mean", ["mean", "", *(mean_of(summary[name], count, _digits(name)) for name in MEASURES)]))
-    rows.append(("sd", ["SD", "", *(deviation_of(summary[name], _digits(name)) for name in MEASURES)]))
+    rows.append(("mean", ["mean", "", *(mean_of(summary[name], count, digits(name)) for name in MEASURES)]))
+    rows.append(("sd", ["SD", "", *(deviation_of(summary[name], digits(name)) for name in MEASURES)]))
     if paper:
         for fold, values in enumerate(published.FOLDS, 1):
             rows.append(("paper", [f"paper, fold {fold}", "", *(number(values[name]) for name in MEASURES)]))
@@ -131,10 +132,10 @@ def _field(evaluation: Evaluation) -> str:
     for scan in evaluation.scans:
         measures = scan.measures()["field"]
         counts = [str(scan.lesions.reference_lesions), str(scan.lesions.predicted_lesions)]
-        rows.append(("", [scan.scan.name, *counts, *(number(measures[name], _digits(name)) for name in FIELD)]))
+        rows.append(("", [scan.scan.name, *counts, *(number(measures[name], digits(name)) for name in FIELD)]))
     summary, count = evaluation.summary()["field"], len(evaluation.scans)
-    rows.append(("mean", ["mean", "", "", *(mean_of(summary[name], count, _digits(name)) for name in FIELD)]))
-    rows.append(("sd", ["SD", "", "", *(deviation_of(summary[name], _digits(name)) for name in FIELD)]))
+    rows.append(("mean", ["mean", "", "", *(mean_of(summary[name], count, digits(name)) for name in FIELD)]))
+    rows.append(("sd", ["SD", "", "", *(deviation_of(summary[name], digits(name)) for name in FIELD)]))
     return table(["Scan", "Lesions", "Predicted", *(TITLES[name] for name in FIELD)], rows)
 
 

@@ -284,6 +284,18 @@ class Network(nn.Module):
         hidden = features[1:-1] if self.convlstm is None else self.convlstm.stack(features, self.config.readout)
         return self.decode(hidden, [skip[1:-1] for skip in skips])
 
+    def slab_logits(self, slabs: Tensor) -> Tensor:
+        """Slabs (batch, s, H, W) of consecutive slices to logits (batch (s - 2), 2, H, W), in one pass."""
+        batch, count, height, width = slabs.shape
+        features, skips = self.encode(slabs.reshape(batch * count, 1, height, width))
+        # The first slice of each window that lies within one slab.
+        first = (torch.arange(batch)[:, None] * count + torch.arange(count - 2)).flatten().to(slabs.device)
+        if self.convlstm is None:
+            hidden = features[first + 1]
+        else:
+            hidden = self.convlstm.stack(features, self.config.readout)[first]
+        return self.decode(hidden, [skip[first + 1] for skip in skips])
+
     def forward(self, windows: Tensor) -> Tensor:
         """Windows (batch, 3, H, W) to lesion probabilities (batch, H, W) of the centre slices."""
         return lesion_probability(self.window_logits(windows))

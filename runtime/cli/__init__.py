@@ -12,16 +12,8 @@ import typer
 from lesionrt.runtime.errors import LesionrtError
 
 VERBS = (
-    "segment",
-    "verify",
-    "inspect",
-    "doctor",
-    "export",
-    "import_official",
-    "untrained",
-    "phantom",
-    "data",
-    "evaluate",
+    *("segment", "verify", "inspect", "doctor", "export", "import_official", "untrained", "phantom"),
+    *("train", "data", "evaluate", "crossval"),
 )
 
 

@@ -22,6 +22,8 @@ VERBS = (
     "phantom",
     "data",
     "evaluate",
+    "crossval",
+    "train",
 )
 # Put before all else on the path: the named libraries are not installed, as far as Python can tell.
 WITHOUT = """

@@ -1,0 +1,99 @@
+"""Augmentation keeps image and lesions together, and does what its switch says."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from lesionrt.train.augment import BACKGROUND, Augmentation, Centres, Lesions, cut, transplant
+from lesionrt.train.cache import PreparedScan
+
+NAMES = [field.name for field in fields(Augmentation)]
+NONE = Augmentation(**dict.fromkeys(NAMES, False))
+
+
+@pytest.fixture(scope="module")
+def scan() -> PreparedScan:
+    """A brain of 0 in a background of -5, with a lesion of 6 in the shape of an L, which no flip maps to itself."""
+    brain = np.zeros((16, 64, 64), bool)
+    brain[1:-1, 4:-4, 4:-4] = True
+    lesions = np.zeros_like(brain)
+    lesions[4:12, 20:44, 20:28] = lesions[4:12, 36:44, 20:40] = True
+    slices = np.where(brain, np.where(lesions, 6.0, 0.0), BACKGROUND).astype(np.float16)
+    return PreparedScan("a_1", "a", slices, brain, lesions, np.zeros(3), 6.0)
+
+
+def test_nothing_switched_on_gives_the_scans_own_voxels(scan: PreparedScan) -> None:
+    slab = cut(scan, np.array([8, 32, 32]), 4, 32, NONE, [], np.random.default_rng(0))
+    # 32 pixels around row and column 32 lie half a pixel between voxels: linear means of neighbours.
+    rows = scan.slices[6:10].astype(np.float32)
+    means = (rows[:, :-1, :-1] + rows[:, 1:, :-1] + rows[:, :-1, 1:] + rows[:, 1:, 1:]) / 4
+    np.testing.assert_allclose(slab.slices, means[:, 16:48, 16:48], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "all"])
+def test_image_and_lesions_stay_aligned(scan: PreparedScan, name: str) -> None:
+    chosen = Augmentation() if name == "all" else Augmentation(**{key: key == name for key in NAMES})
+    donor = Lesions(np.roll(scan.lesions, 12, axis=2), np.zeros(3))
+    seen = 0
+    for seed in range(30):
+        slab = cut(scan, np.array([8, 32, 32]), 4, 64, chosen, [donor], np.random.default_rng(seed))
+        assert slab.slices.shape == slab.lesions.shape == (4, 64, 64)
+        assert slab.slices.dtype == np.float32
+        assert np.isfinite(slab.slices).all()
+        assert not (slab.lesions & (slab.slices == BACKGROUND)).any()
+        tissue = (slab.slices > BACKGROUND) & ~slab.lesions
+        if slab.lesions.sum() > 50 and tissue.sum() > 50:
+            seen += 1
+            # Of values 0 and 6, most of what is marked is bright and most of what is not is dark, however it was varied.
+            middle = (np.median(slab.slices[slab.lesions]) + np.median(slab.slices[tissue])) / 2
+            assert np.median(slab.slices[slab.lesions]) > np.median(slab.slices[tissue]) + 1
+            assert (slab.slices[slab.lesions] > middle).mean() > 0.75
+            assert (slab.slices[tissue] < middle).mean() > 0.85
+    assert seen > 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_switch_changes_some_slab_and_the_seed_decides(scan: PreparedScan, name: str) -> None:
+    chosen = Augmentation(**{key: key == name for key in NAMES})
+    donor = Lesions(np.roll(scan.lesions, 12, axis=2), np.zeros(3))
+
+    def slabs(augmentation: Augmentation) -> np.ndarray:
+        centre = np.array([8, 32, 32])
+        return np.stack(
+            [cut(scan, centre, 4, 32, augmentation, [donor], np.random.default_rng(seed)).slices for seed in range(12)]
+        )
+
+    assert not np.array_equal(slabs(chosen), slabs(NONE))
+    assert np.array_equal(slabs(chosen), slabs(chosen))
+
+
+def test_transplanted_lesions_are_bright_soft_and_only_in_healthy_tissue(scan: PreparedScan) -> None:
+    stack = scan.slices.astype(np.float32)
+    stack[:, :, 50:] = np.where(scan.brain[:, :, 50:], -4, stack[:, :, 50:])  # fluid
+    donor = Lesions(np.zeros(stack.shape, bool), np.zeros(3))
+    donor.mask[6:10, 10:60, 42:62] = True
+    for seed in range(10):
+        painted, lesions = transplant(stack, scan.brain, scan.lesions, scan, 0, donor, np.random.default_rng(seed))
+        new = lesions & ~scan.lesions
+        assert new.sum() > 100
+        assert not (new & (stack < -1.5)).any()  # neither fluid nor background
+        assert painted[new].mean() > stack[new].mean() + 2
+        assert (painted >= stack).all()
+        np.testing.assert_array_equal(painted[~scan.brain], stack[~scan.brain])
+        edge = painted[scan.brain & ~lesions & (stack == 0)]
+        assert ((edge > 0.1) & (edge < 4)).any()  # soft: the brightness falls off outside the mask
+
+
+def test_centres_favour_small_lesions_and_fall_back_to_the_brain(scan: PreparedScan) -> None:
+    lesions = np.zeros_like(scan.lesions)
+    lesions[2, 10, 10] = True  # 1 voxel
+    lesions[8, 20:40, 20:40] = True  # 400 voxels
+    two = PreparedScan("b", "b", scan.slices, scan.brain, lesions, scan.start_mm, 6.0)
+    rng = np.random.default_rng(0)
+    drawn = np.array([Centres(two).draw(rng, True, 0) for _ in range(400)])
+    # Weighted by 1/sqrt(size), the two are drawn as 1 to 20.
+    assert 5 <= (drawn[:, 0] == 2).sum() <= 45
+    healthy = PreparedScan("c", "c", scan.slices, scan.brain, np.zeros_like(lesions), scan.start_mm, 6.0)
+    slice_, row, column = Centres(healthy).draw(rng, True, 0)
+    assert scan.brain[slice_, row, column]

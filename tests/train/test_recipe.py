@@ -1,0 +1,58 @@
+"""Recipes are read, changed and checked."""
+
+from pathlib import Path
+
+import pytest
+
+from lesionrt.runtime.errors import DatasetError, UsageError
+from lesionrt.train.recipe import load_recipe, recipe_of
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    recipe = load_recipe("paper")
+    assert (recipe.sampling, recipe.batch, recipe.epochs, recipe.optimiser) == ("windows", 4, 200, "sgd")
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.keep) == (1e-4, 1e-4, "best")
+    assert (recipe.cross_entropy, recipe.normalisation, recipe.precision) == (0.0, "slice-min-max", "float32")
+
+
+def test_any_value_can_be_set() -> None:
+    recipe = load_recipe("default", ["steps=7", "network.attention=false", "augmentation.flip = false", "decay=none"])
+    assert recipe.steps == 7
+    assert not recipe.network.attention
+    assert not recipe.augmentation.flip
+    assert recipe.augmentation.noise
+    assert recipe.decay == "none"
+
+
+def test_a_recipe_is_rebuilt_from_what_a_run_stores() -> None:
+    recipe = load_recipe("default", ["network.layers=2", "learning_rate=1"])
+    assert recipe.learning_rate == 1.0
+    assert recipe_of(recipe.as_dict(), "run.json") == recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "text"),
+    [
+        ("steps", UsageError, "expected key=value"),
+        ("speed=9", DatasetError, "speed is not known; expected normalisation"),
+        ("network.depth=3", DatasetError, "depth is not known; expected growth_rate"),
+        ("steps=many", DatasetError, "steps is 'many'; expected int"),
+        ("size=100", DatasetError, "size is 100; expected a multiple of 32"),
+        ("slab_slices=2", DatasetError, "slab_slices is 2; expected at least 3"),
+        ("optimiser=lion", DatasetError, "optimiser is 'lion'; expected adamw or sgd"),
+        ("learning_rate=0", DatasetError, "learning_rate is 0.0; expected more than 0"),
+        ("average=1.5", DatasetError, "average is 1.5; expected 0 to 1"),
+        ("network=4", DatasetError, "network is 4; expected a table"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting: str, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        load_recipe("default", [setting])
+
+
+def test_an_unreadable_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"recipe swift: cannot be read .* expected default, paper or a TOML file"):
+        load_recipe("swift")
+    (tmp_path / "r.toml").write_text("steps = = 3")
+    with pytest.raises(DatasetError, match=r"r\.toml: cannot be read"):
+        load_recipe(str(tmp_path / "r.toml"))

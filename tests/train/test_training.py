@@ -1,0 +1,260 @@
+"""Training: it learns, it stops and goes on, and several processes do what one would."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from lesionrt.runtime.errors import DatasetError, OutputError
+from lesionrt.runtime.phantom import phantom
+from lesionrt.train.checkpoint import load_checkpoint
+from lesionrt.train.dataset import Scan, read_dataset
+from lesionrt.train.loss import loss_of
+from lesionrt.train.recipe import Recipe, load_recipe
+from lesionrt.train.training import Interrupted, train
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+SMALL = ["network.growth_rate=4", "network.layers=2", "network.levels=2", "network.first_channels=8"]
+FAST = [*SMALL, "slabs=2", "size=32", "epoch_steps=2", "steps=4", "warm_up=1", "precision=float32"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny phantoms of two patients."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    lines = ["flair,mask,patient,time"]
+    for seed in (0, 1):
+        flair, lesions = phantom((48, 56, 40), seed)
+        nib.save(nib.Nifti1Image(flair, np.eye(4)), folder / f"{seed}_flair.nii.gz")
+        nib.save(nib.Nifti1Image(lesions.astype(np.uint8), np.eye(4)), folder / f"{seed}_mask.nii.gz")
+        lines.append(f"{seed}_flair.nii.gz,{seed}_mask.nii.gz,patient{seed},1")
+    (folder / "scans.csv").write_text("\n".join(lines) + "\n")
+    return folder / "scans.csv"
+
+
+@pytest.fixture(scope="module")
+def scans(table: Path) -> list[Scan]:
+    return read_dataset(table)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).network.state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_small_network_learns_two_phantoms_by_heart(scans: list[Scan], tmp_path: Path) -> None:
+    settings = [*SMALL, "slabs=4", "size=64", "steps=160", "epoch_steps=40", "warm_up=10", "learning_rate=0.01"]
+    plain = [f"augmentation.{name}=false" for name in load_recipe("default").as_dict()["augmentation"]]
+    recipe = load_recipe("default", [*settings, *plain, "average=0.9", "network.dropout=0.0", "lesion_centred=1.0"])
+    said: list[str] = []
+    path = train(recipe, scans, [], tmp_path / "run", say=said.append)
+    assert [line.split(":")[0] for line in said] == [f"epoch {n}, step {40 * n} of 160" for n in (1, 2, 3, 4)]
+    rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert float(rows[-1].split(",")[4]) > 0.9  # Dice of the last epoch's training slabs
+    assert load_checkpoint(path).model.training_data == "patient0_1, patient1_1"
+    assert (tmp_path / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_checkpoints_weights_are_half_precision_numbers(scans: list[Scan], tmp_path: Path) -> None:
+    path = train(load_recipe("default", FAST), scans, [], tmp_path / "run")
+    network = load_checkpoint(path).network
+    assert all(torch.equal(value, value.half().float()) for value in network.parameters())
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_an_interrupted_run_goes_on_to_the_same_weights(scans: list[Scan], tmp_path: Path, stop_after: int) -> None:
+    recipe = load_recipe("default", FAST)
+    whole = train(recipe, scans[:1], scans[1:], tmp_path / "whole")
+
+    def stop(now: object) -> None:
+        if getattr(now, "step", 0) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=rf"stopped after step {stop_after} of 4.*--resume") as caught:
+        train(recipe, scans[:1], scans[1:], tmp_path / "parts", progress=stop)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
+    parts = train(recipe, scans[:1], scans[1:], tmp_path / "parts", resume=True)
+    assert same(weights(whole), weights(parts))
+    timeless = [
+        [line.rsplit(",", 1)[0] for line in (path.parent / "history.csv").read_text().splitlines()]
+        for path in (whole, parts)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_the_papers_recipe_keeps_the_best_epoch(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("paper", [*SMALL, "epochs=2", "batch=8", "learning_rate=0.01"])
+    path = train(recipe, scans[:1], scans[1:], tmp_path / "run")
+    rows = [line.split(",") for line in (tmp_path / "run" / "history.csv").read_text().splitlines()]
+    dice = [float(row[rows[0].index("validation_dice")]) for row in rows[1:]]
+    assert len(dice) == 2
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    kept = weights(path)
+    assert torch.equal(kept["first.weight"], best["first.weight"].half().float())
+    assert load_checkpoint(path).preparation.normalisation == "slice-min-max"
+    with pytest.raises(DatasetError, match="no scan validates"):
+        train(recipe, scans, [], tmp_path / "none")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("default", [*FAST, "steps=30", "learning_rate=1e30", "warm_up=0"])
+    with pytest.raises(DatasetError, match=r"the loss is (nan|inf) at step \d+ \(batch \d+ of 30\)"):
+        train(recipe, scans, [], tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_as_another(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("default", [*FAST, "steps=1"])
+    train(recipe, scans, [], tmp_path / "run")
+    with pytest.raises(OutputError, match=r"holds a training run already; give --resume"):
+        train(recipe, scans, [], tmp_path / "run")
+    with pytest.raises(DatasetError, match=r"run\.json: the run to resume has another recipe"):
+        train(load_recipe("default", [*FAST, "steps=2"]), scans, [], tmp_path / "run", resume=True)
+    with pytest.raises(OutputError, match=r"no run to resume"):
+        train(recipe, scans, [], tmp_path / "empty", resume=True)
+
+
+def test_a_state_that_cannot_be_written_leaves_the_last_one(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("default", FAST)
+    out = tmp_path / "run"
+    kept: list[bytes] = []
+
+    def fill(now: object) -> None:
+        if getattr(now, "step", 0) == 3:
+            kept.append((out / "state.pt").read_bytes())
+            # A full disk: nothing larger than what is there can be written by this process any more.
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OutputError, match=r"state\.pt: cannot be written"):
+            train(recipe, scans, [], out, progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (out / "state.pt").read_bytes() == kept[0]
+    train(recipe, scans, [], out, resume=True)
+    assert (out / "checkpoint.pt").exists()
+
+
+def test_the_command_stops_at_sigint_and_resumes(table: Path, run: Run, tmp_path: Path) -> None:
+    settings = [part for text in [*FAST, "steps=400"] for part in ("--set", text)]
+    command = [Path(sys.executable).parent / "lesionrt", "train", table, "-o", tmp_path / "run", *settings]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "epoch 1," not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "continue with --resume" in rest
+    assert "Traceback" not in rest
+    with subprocess.Popen([*map(str, command), "--resume"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        process.terminate()
+        process.stderr.read()
+    assert "epoch" in line
+    assert "epoch 1," not in line  # it did not begin again
+    assert process.returncode == 143
+
+
+def test_the_command_names_what_is_wrong(table: Path, run: Run, tmp_path: Path) -> None:
+    done = run("train", table, "-o", tmp_path / "run", "--without", "nobody")
+    assert done.returncode == 3
+    assert "--without: no scan of patient nobody; the data set has patient0, patient1" in done.stderr
+    done = run("train", tmp_path / "none.csv", "-o", tmp_path / "run")
+    assert done.returncode == 3
+    assert "no such data set" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_losss_gradient_is_that_of_its_formula() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    lesions = (torch.rand(2, 3, 3) > 0.5).double()
+    # float32 inside: compared with central differences at that precision.
+    loss = loss_of(logits, lesions, 0.1, 1.0)
+    loss.backward()
+    assert logits.grad is not None
+    for index in [(0, 0, 0, 0), (1, 1, 2, 1), (0, 1, 1, 2)]:
+        sides = []
+        for step in (1e-2, -1e-2):
+            moved = logits.detach().clone()
+            moved[index] += step
+            sides.append(float(loss_of(moved, lesions, 0.1, 1.0)))
+        assert (sides[0] - sides[1]) / 2e-2 == pytest.approx(float(logits.grad[index]), abs=1e-4)
+
+
+PROCESS = """if True:
+    import sys, torch, torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    from lesionrt.train.recipe import load_recipe
+    from lesionrt.train.training import _Objective, initialise
+    from lesionrt.train.model import Network
+    recipe = load_recipe("default", sys.argv[2].split(","))
+    torch.manual_seed(0)
+    network = Network(recipe.network)
+    initialise(network)
+    network.eval()
+    slices, lesions = torch.randn(4, 4, 32, 32), (torch.rand(4, 2, 32, 32) > 0.9).float()
+    objective = _Objective(network, recipe)
+    rank, world = 0, 1
+    if sys.argv[3] == "two":
+        dist.init_process_group("gloo")
+        rank, world = dist.get_rank(), 2
+        objective = DistributedDataParallel(objective)
+    loss, _ = objective(slices[rank::world], lesions[rank::world])
+    loss.backward()
+    if rank == 0:
+        torch.save({name: value.grad for name, value in network.named_parameters()}, sys.argv[1])
+    if world > 1:
+        dist.destroy_process_group()
+"""
+
+
+def test_two_processes_average_to_the_gradient_of_one(tmp_path: Path) -> None:
+    (tmp_path / "step.py").write_text(PROCESS)
+    settings = ",".join([*SMALL, "network.dropout=0.0"])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for start, how in (([sys.executable], "one"), (launch, "two")):
+        arguments = [tmp_path / "step.py", tmp_path / f"{how}.pt", settings, how]
+        subprocess.run([*start, *map(str, arguments)], check=True, env=environment, capture_output=True, timeout=300)
+    one, two = (torch.load(tmp_path / f"{how}.pt", weights_only=True) for how in ("one", "two"))
+    assert max(float(value.abs().max()) for value in one.values()) > 1e-3
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
+
+
+def test_two_processes_train_one_checkpoint(table: Path, tmp_path: Path) -> None:
+    settings = [part for text in FAST for part in ("--set", text)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [*launch, Path(sys.executable).parent / "lesionrt", "train", table, "-o", tmp_path / "run", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    began = time.monotonic()
+    subprocess.run(list(map(str, command)), check=True, env=environment, capture_output=True, timeout=300)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").model.trained
+    assert time.monotonic() - began < 300
+
+
+def test_recipes_differ_in_nothing_that_is_not_written() -> None:
+    assert load_recipe("default") == Recipe()

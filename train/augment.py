@@ -1,0 +1,261 @@
+"""Slabs of consecutive slices, cut out of few scans so that no two are alike.
+
+All of it happens on prepared slices: robust z-values whose background is -5 and whose median is 0. An intensity x
+of the scanner stands in them as about ``1 + z / 5`` medians, so that the background is dark.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lesionrt.runtime.geometry import ModelGrid
+from lesionrt.runtime.prepare import ROBUST_Z_RANGE, Preparation
+from lesionrt.runtime.volume import read_volume
+from lesionrt.train.cache import PreparedScan, start_mm
+from lesionrt.train.dataset import LESION_OVER
+
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+BACKGROUND, BRIGHTEST = ROBUST_Z_RANGE
+MEDIAN = -BACKGROUND  # robust deviations between the background and the median
+ROTATION_DEG = 25.0
+SCALE = 1.25
+DEFORMATION_PX, DEFORMATION_KNOTS = 3.0, 5
+THICKEST_MM = 5
+TRANSPLANT_SHIFT_MM = 8.0
+TRANSPLANT_SHARE = 0.4  # of slabs
+TISSUE_OVER = -1.5  # a lesion is painted where the brain is brighter than fluid
+LEAST_CONTRAST = 0.7  # robust deviations by which a painted lesion is brighter than what it covers
+SMALLEST_TRANSPLANT = 3  # voxels
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is varied; each can be switched off."""
+
+    flip: bool = True
+    rotate_scale: bool = True
+    deform: bool = True
+    bias: bool = True
+    gamma: bool = True
+    noise: bool = True
+    thickness: bool = True
+    intensity: bool = True
+    transplant: bool = True
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """A patient's lesions without the image: (slices, H, W), and where its first voxel lies along the model's axes."""
+
+    mask: Mask
+    start_mm: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Consecutive slices (n, size, size) float32 and their lesions (n, size, size) bool."""
+
+    slices: Array
+    lesions: Mask
+
+
+def read_lesions(path: Path, preparation: Preparation) -> Lesions:
+    """A lesion mask of a patient whose image is not at hand, on the model's grid.
+
+    Raises
+    ------
+    VolumeError
+        If it cannot be read.
+    """
+    volume = read_volume(path)
+    grid = ModelGrid(volume.shape, volume.affine, preparation.axes, preparation.spacing_mm)
+    return Lesions(grid.to_model(volume.data > LESION_OVER) >= LESION_OVER, start_mm(volume, preparation))
+
+
+def lesions_of(scan: PreparedScan) -> Lesions:
+    """A training scan's lesions, to be painted into the others."""
+    return Lesions(scan.lesions, scan.start_mm)
+
+
+class Centres:
+    """Where slabs of a scan are centred: on its lesions, small ones as well, or anywhere in its brain."""
+
+    def __init__(self, scan: PreparedScan) -> None:
+        self._brain = np.argwhere(scan.brain)
+        self._lesions = np.argwhere(scan.lesions)
+        labels, _ = ndimage.label(scan.lesions)
+        members = labels[scan.lesions]
+        weights = 1 / np.sqrt(np.bincount(members)[members]) if len(members) else np.ones(0)
+        self._weights = weights / weights.sum()
+
+    def draw(self, rng: np.random.Generator, on_lesion: bool, jitter: int) -> NDArray[np.intp]:
+        """Slice, row and column."""
+        if on_lesion and len(self._lesions):
+            centre = self._lesions[rng.choice(len(self._lesions), p=self._weights)]
+        else:
+            centre = self._brain[rng.integers(len(self._brain))]
+        return np.asarray(centre) + np.array([0, *rng.integers(-jitter, jitter + 1, 2)])
+
+
+def cut(
+    scan: PreparedScan,
+    centre: NDArray[np.intp],
+    count: int,
+    size: int,
+    augmentation: Augmentation,
+    donors: Sequence[Lesions],
+    rng: np.random.Generator,
+) -> Slab:
+    """A slab around a place, varied.
+
+    Parameters
+    ----------
+    scan
+        Where it is cut from.
+    centre
+        Slice, row and column in the scan.
+    count, size
+        Slices, and pixels of their sides.
+    augmentation
+        What is varied.
+    donors
+        Lesions of other patients to paint into it.
+    rng
+        Decides everything: the same state gives the same slab.
+    """
+    margin = THICKEST_MM
+    order = np.arange(centre[0] - count // 2 - margin, centre[0] - count // 2 + count + margin)
+    inside = np.clip(order, 0, len(scan.slices) - 1)  # the first and last slice repeat, as at the volume's ends
+    stack, brain, lesions = scan.slices[inside].astype(np.float32), scan.brain[inside], scan.lesions[inside]
+    if augmentation.transplant and donors and rng.random() < TRANSPLANT_SHARE:
+        donor = donors[rng.integers(len(donors))]
+        stack, lesions = transplant(stack, brain, lesions, scan, int(order[0]), donor, rng)
+
+    weights = _slice_weights(len(order), margin, count, augmentation.thickness, rng)
+    stack = np.tensordot(weights, stack, 1)
+    brain, lesions = brain[margin : margin + count], lesions[margin : margin + count]
+    places = _places(centre[1:], size, augmentation, rng)
+    if augmentation.flip and rng.random() < 0.5:
+        stack, brain, lesions = stack[::-1], brain[::-1], lesions[::-1]
+
+    slices = _warp(stack, places, BACKGROUND)
+    visible = _warp(brain.astype(np.float32), places, 0) >= 0.5
+    target = _warp(lesions.astype(np.float32), places, 0) >= LESION_OVER
+    slices = _vary_intensity(slices, augmentation, rng)
+    return Slab(np.where(visible, np.clip(slices, BACKGROUND, BRIGHTEST), np.float32(BACKGROUND)), target & visible)
+
+
+def transplant(
+    stack: Array,
+    brain: Mask,
+    lesions: Mask,
+    scan: PreparedScan,
+    first: int,
+    donor: Lesions,
+    rng: np.random.Generator,
+) -> tuple[Array, Mask]:
+    """Paint some of another patient's lesions into healthy tissue, as bright as this scan's own, with soft edges.
+
+    They keep their place in the head, give or take some millimetres. `first` is the scan's slice at the stack's start.
+    """
+    shift = rng.normal(0, TRANSPLANT_SHIFT_MM / 2, 3)
+    start = np.round(scan.start_mm + np.array([first, 0, 0]) - donor.start_mm + shift).astype(int)
+    painted = _window(donor.mask, start, stack.shape)
+    bright = scan.lesion_z * rng.uniform(0.75, 1.3)
+    healthy = brain & ~lesions & (stack > TISSUE_OVER) & (stack < bright - LEAST_CONTRAST)
+    labels, found = ndimage.label(painted & healthy)
+    if not found:
+        return stack, lesions
+    kept = rng.random(found + 1) < rng.uniform(0.3, 1)
+    kept &= np.bincount(labels.ravel(), minlength=found + 1) >= SMALLEST_TRANSPLANT
+    kept[0] = False
+    painted = kept[labels]
+    softness = ndimage.gaussian_filter(painted.astype(np.float32), rng.uniform(0.4, 0.9))
+    own = 0.2  # of the tissue's texture stays
+    blended = stack + softness * (1 - own) * np.maximum(bright - stack, 0)
+    return np.where(brain, blended, stack), lesions | painted
+
+
+def _window(mask: Mask, start: NDArray[np.int_], shape: tuple[int, ...]) -> Mask:
+    """The part of a mask from `start` on, which may lie outside it."""
+    window = np.zeros(shape, bool)
+    source, target = [], []
+    for first, length, limit in zip(start, shape, mask.shape, strict=True):
+        low, high = max(0, int(first)), min(limit, int(first) + length)
+        if low >= high:
+            return window
+        source.append(slice(low, high))
+        target.append(slice(low - int(first), high - int(first)))
+    window[tuple(target)] = mask[tuple(source)]
+    return window
+
+
+def _slice_weights(total: int, margin: int, count: int, vary: bool, rng: np.random.Generator) -> Array:
+    """(count, total): how the slab's slices are made of the scan's, as if those had been thick and interpolated."""
+    weights = np.zeros((count, total), np.float32)
+    thick = int(rng.integers(2, THICKEST_MM + 1)) if vary and rng.random() < 0.25 else 1
+    phase = rng.uniform(0, thick)
+    for row in range(count):
+        position = (row + phase) / thick if thick > 1 else row
+        below = int(np.floor(position))
+        for step, share in ((0, 1 - (position - below)), (1, position - below)):
+            centre = margin + (below + step) * thick - (phase if thick > 1 else 0)
+            first = round(centre - (thick - 1) / 2)
+            weights[row, max(0, first) : first + thick] += share / thick
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
+
+
+def _places(centre: NDArray[np.intp], size: int, augmentation: Augmentation, rng: np.random.Generator) -> Array:
+    """(2, size, size): where in the scan's slices each pixel of the slab is taken from."""
+    line = np.arange(size, dtype=np.float32) - (size - 1) / 2
+    places = np.stack(np.meshgrid(line, line, indexing="ij"))
+    if augmentation.rotate_scale:
+        angle = np.deg2rad(rng.uniform(-ROTATION_DEG, ROTATION_DEG))
+        scales = np.exp(rng.uniform(-np.log(SCALE), np.log(SCALE)) + rng.uniform(-0.05, 0.05, 2))
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        places = np.tensordot(turn * scales, places, 1)
+    if augmentation.flip:
+        places *= rng.choice([-1, 1], 2)[:, None, None]
+    if augmentation.deform and rng.random() < 0.5:
+        knots = rng.normal(0, rng.uniform(0, DEFORMATION_PX), (2, DEFORMATION_KNOTS, DEFORMATION_KNOTS))
+        places += np.stack([_smooth(field, size) for field in knots])
+    return np.asarray(places + centre[:, None, None], np.float32)
+
+
+def _smooth(field: NDArray[np.float64], size: int) -> Array:
+    """A coarse field (k, k) as a smooth one (size, size)."""
+    line = np.linspace(0, len(field) - 1, size)
+    return np.asarray(
+        ndimage.map_coordinates(field, np.meshgrid(line, line, indexing="ij"), order=3, mode="nearest"), np.float32
+    )
+
+
+def _warp(stack: Array, places: Array, outside: float) -> Array:
+    """Each slice of a stack (n, H, W) at the places (2, h, w)."""
+    return np.stack(
+        [ndimage.map_coordinates(image, places, order=1, mode="constant", cval=outside) for image in stack]
+    ).astype(np.float32, copy=False)
+
+
+def _vary_intensity(slices: Array, augmentation: Augmentation, rng: np.random.Generator) -> Array:
+    if augmentation.bias and rng.random() < 0.5:
+        field = _smooth(rng.normal(0, 0.1, (3, 3)), slices.shape[-1])
+        slices = (slices + MEDIAN) * np.exp(field) - MEDIAN
+    if augmentation.gamma and rng.random() < 0.5:
+        medians = np.maximum(slices / MEDIAN + 1, 0)
+        slices = (medians ** np.float32(np.exp(rng.uniform(-0.3, 0.3))) - 1) * MEDIAN
+    if augmentation.intensity:
+        slices = slices * np.float32(np.exp(rng.uniform(-0.35, 0.35))) + np.float32(rng.uniform(-0.4, 0.4))
+    if augmentation.noise and rng.random() < 0.4:
+        noise = rng.normal(0, rng.uniform(0, 0.5), slices.shape).astype(np.float32)
+        slices = slices + noise
+    if augmentation.thickness and rng.random() < 0.2:  # in the plane as well
+        sigma = rng.uniform(0.3, 1.0)
+        slices = ndimage.gaussian_filter(slices, (0, sigma, sigma))
+    return slices

@@ -1,0 +1,174 @@
+"""Recipes: everything that decides a training, in a TOML file."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lesionrt.runtime.errors import DatasetError, UsageError
+from lesionrt.runtime.prepare import Preparation
+from lesionrt.train.augment import Augmentation
+from lesionrt.train.model import NetworkConfig
+
+NAMES = ("default", "paper")
+_CHOICES = {
+    "sampling": ("slabs", "windows"),
+    "optimiser": ("adamw", "sgd"),
+    "decay": ("cosine", "none"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "keep": ("last", "best"),
+}
+_AT_LEAST_ONE = ("slabs", "size", "batch", "epoch_steps")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training's settings; ``train/recipes/*.toml`` explains each.
+
+    Raises
+    ------
+    DatasetError
+        If a value is out of range.
+    """
+
+    normalisation: str = "brain-robust-z"
+    sampling: str = "slabs"
+    slabs: int = 5
+    slab_slices: int = 4
+    size: int = 96
+    lesion_centred: float = 0.5
+    donors: str = ""
+    steps: int = 1600
+    epoch_steps: int = 100
+    batch: int = 4
+    epochs: int = 200
+    optimiser: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warm_up: int = 50
+    decay: str = "cosine"
+    average: float = 0.99
+    cross_entropy: float = 1.0
+    dice_smoothing: float = 1.0
+    precision: str = "auto"
+    keep: str = "last"
+    seed: int = 0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise DatasetError(f"recipe: {name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
+        for name in (*_AT_LEAST_ONE, "steps", "epochs", "warm_up", "seed"):
+            least = 1 if name in _AT_LEAST_ONE else 0
+            if getattr(self, name) < least:
+                raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected at least {least}")
+        if self.slab_slices < 3:
+            raise DatasetError(f"recipe: slab_slices is {self.slab_slices}; expected at least 3, one window")
+        if self.size % self.network.size_multiple:
+            raise DatasetError(
+                f"recipe: size is {self.size}; expected a multiple of {self.network.size_multiple}, as the network has {self.network.levels} levels"
+            )
+        for name in ("lesion_centred", "average"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected 0 to 1")
+        if not self.learning_rate > 0:
+            raise DatasetError(f"recipe: learning_rate is {self.learning_rate}; expected more than 0")
+        Preparation(normalisation=self.normalisation)
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the scans become the network's input."""
+        return Preparation(normalisation=self.normalisation)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, to be stored with the run."""
+        return asdict(self)
+
+
+def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by its name or from a TOML file, with some values changed.
+
+    Parameters
+    ----------
+    name
+        ``default``, ``paper`` or the path of a TOML file.
+    settings
+        ``key=value`` in TOML's notation, such as ``steps=200`` or ``network.attention=false``.
+
+    Raises
+    ------
+    DatasetError
+        If the file cannot be read or a value is wrong.
+    UsageError
+        If a setting is not of the form ``key=value``, or its key is unknown.
+    """
+    try:
+        text = (
+            files("lesionrt.train").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+            if name in NAMES
+            else Path(name).read_text(encoding="utf-8")
+        )
+        values = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DatasetError(
+            f"recipe {name}: cannot be read ({error}); expected {', '.join(NAMES)} or a TOML file"
+        ) from error
+    for setting in settings:
+        _set(values, setting)
+    return recipe_of(values, f"recipe {name}")
+
+
+def recipe_of(values: dict[str, Any], what: str) -> Recipe:
+    """A recipe of plain values, as :meth:`Recipe.as_dict` gives them.
+
+    Raises
+    ------
+    DatasetError
+        If a key is unknown or a value is of the wrong type or out of range.
+    """
+    return Recipe(
+        **_typed(values, Recipe, what)
+        | {
+            key: kind(**_typed(values.get(key, {}), kind, f"{what}, {key}"))
+            for key, kind in (("network", NetworkConfig), ("augmentation", Augmentation))
+        }
+    )
+
+
+def _typed(values: Any, kind: Any, what: str) -> dict[str, Any]:
+    """The values that a dataclass takes, checked against the types of its defaults."""
+    if not isinstance(values, dict):
+        raise DatasetError(f"{what} is {values!r}; expected a table")
+    defaults = {item.name: getattr(kind(), item.name) for item in fields(kind)}
+    unknown = [key for key in values if key not in defaults]
+    if unknown:
+        raise DatasetError(f"{what}: {', '.join(unknown)} is not known; expected {', '.join(defaults)}")
+    result = {}
+    for key, value in values.items():
+        wanted = type(defaults[key])
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if key not in ("network", "augmentation") and type(value) is not wanted:
+            raise DatasetError(f"{what}: {key} is {value!r}; expected {wanted.__name__}")
+        result[key] = value
+    return result
+
+
+def _set(values: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {setting}: expected key=value, such as steps=200")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a text
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {setting}: {table} is no table of the recipe")
+    values[last] = value

@@ -1,0 +1,528 @@
+"""Training: from scans and a recipe to a checkpoint, on the CPU, a GPU, or several through ``torchrun``."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from lesionrt.runtime.bundle import ModelInfo
+from lesionrt.runtime.errors import CheckpointError, DatasetError, LesionrtError, OutputError
+from lesionrt.runtime.files import write_atomically
+from lesionrt.train.augment import read_lesions
+from lesionrt.train.cache import PreparedScan, load_scan
+from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, read_torch_file, save_checkpoint
+from lesionrt.train.dataset import Scan
+from lesionrt.train.history import draw_history, history_csv
+from lesionrt.train.loss import loss_of
+from lesionrt.train.model import Network
+from lesionrt.train.recipe import Recipe, recipe_of
+from lesionrt.train.samples import Batches, Slabs, Windows
+
+FORMAT = "lesionrt training state"
+VERSION = 1
+CHECKPOINT, STATE, BEST = "checkpoint.pt", "state.pt", "best.pt"
+RUN, HISTORY, PICTURE = "run.json", "history.csv", "history.png"
+VALIDATION_SLICES = 8  # at a time
+LARGEST_GRADIENT = 5.0  # norm; a first step on few lesions must not throw the network off
+Say = Callable[[str], None]
+
+
+class Interrupted(LesionrtError):
+    """A training that was asked to stop and can be resumed."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is."""
+
+    step: int
+    steps: int
+    loss: float
+    slices_per_second: float
+    seconds_left: float
+
+
+def train(
+    recipe: Recipe,
+    train_scans: Sequence[Scan],
+    validation_scans: Sequence[Scan],
+    out: Path,
+    resume: bool = False,
+    say: Say = lambda text: None,
+    progress: Callable[[Progress], None] = lambda now: None,
+    start: Path | None = None,
+    name: str | None = None,
+    cache: Path | None = None,
+) -> Path:
+    """Train a network and write its checkpoint.
+
+    Parameters
+    ----------
+    recipe
+        What to do.
+    train_scans, validation_scans
+        On what; validation is optional unless the recipe keeps the best epoch.
+    out
+        The run's folder: checkpoint, state, history as table and picture, resolved recipe.
+    resume
+        Continue from the state in `out`.
+    say
+        Told once an epoch how it goes.
+    progress
+        Told after every step.
+    start
+        A checkpoint whose weights to start from.
+    name
+        Of the model; None for the folder's name.
+    cache
+        Folder of prepared scans; None for ``cache`` beside the run.
+
+    Returns
+    -------
+    The checkpoint's path.
+
+    Raises
+    ------
+    DatasetError
+        If the scans do not fit the recipe, or the run that of `out`, or the loss is not finite.
+    Interrupted
+        After SIGINT or SIGTERM, when the state is written.
+    OutputError
+        If `out` holds another run or cannot be written.
+    """
+    if (out / RUN).exists() and not resume:
+        raise OutputError(f"{out}: holds a training run already; give --resume to continue it, or another folder")
+    if not train_scans:
+        raise DatasetError("no scan to train on")
+    shared = {scan.patient for scan in train_scans} & {scan.patient for scan in validation_scans}
+    if shared:
+        say(
+            f"note: {', '.join(sorted(shared))} both trains and validates: the validation figure is not one of new patients"
+        )
+    if recipe.keep == "best" and not validation_scans:
+        raise DatasetError(
+            "the recipe keeps the epoch with the best validation Dice, and no scan validates; name some with --validation"
+        )
+    with _processes() as (rank, world, device):
+        run = _Run(recipe, out, rank, world, device)
+        cache = cache or out.parent / "cache"
+        multiple = recipe.network.size_multiple
+        if rank == 0:  # prepares for all
+            for scan in (*train_scans, *validation_scans):
+                load_scan(scan, recipe.preparation, multiple, cache)
+        if world > 1:
+            dist.barrier()
+        scans = [load_scan(scan, recipe.preparation, multiple, cache) for scan in train_scans]
+        held = [load_scan(scan, recipe.preparation, multiple, cache) for scan in validation_scans]
+        run.describe(train_scans, validation_scans, start, resume)
+        if resume:
+            run.load_state()
+        elif start is not None:
+            run.start_from(load_checkpoint(start))
+        samples = _samples(recipe, scans)
+        run.fit(samples, held, say, progress)
+        info = ModelInfo(
+            name=name or out.resolve().name,
+            version="1",
+            trained=True,
+            description=f"{recipe.sampling}, {samples.batches} steps",
+            training_data=", ".join(scan.name for scan in train_scans),
+        )
+        return run.finish(info)
+
+
+def _samples(recipe: Recipe, scans: Sequence[PreparedScan]) -> Slabs | Windows:
+    if not any(scan.lesions.any() for scan in scans):
+        raise DatasetError("none of the training scans has a lesion in its mask")
+    if recipe.sampling == "windows":
+        return Windows(scans, recipe)
+    donors = []
+    if recipe.donors:
+        paths = sorted(path for path in Path(recipe.donors).glob("*.nii*"))
+        if not paths:
+            raise DatasetError(
+                f"recipe: donors is {recipe.donors!r}; expected a folder with lesion masks (.nii, .nii.gz)"
+            )
+        donors = [read_lesions(path, recipe.preparation) for path in paths]
+    return Slabs(scans, recipe, donors)
+
+
+class _Objective(nn.Module):
+    """The loss of a batch, as one module: what several processes share the gradients of."""
+
+    def __init__(self, network: Network, recipe: Recipe) -> None:
+        super().__init__()
+        self.network, self.recipe = network, recipe
+
+    def forward(self, slices: Tensor, lesions: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, and logits (n, 2, H, W)."""
+        windows = self.recipe.sampling == "windows"
+        logits = self.network.window_logits(slices) if windows else self.network.slab_logits(slices)
+        return loss_of(logits, lesions.flatten(0, 1), self.recipe.dice_smoothing, self.recipe.cross_entropy), logits
+
+
+class _Run:
+    """A training in progress: what its state file holds, and what happens to it."""
+
+    def __init__(self, recipe: Recipe, out: Path, rank: int, world: int, device: torch.device) -> None:
+        self.recipe, self.out, self.rank, self.world, self.device = recipe, out, rank, world, device
+        torch.manual_seed(recipe.seed)
+        self.network = Network(recipe.network)
+        initialise(self.network)
+        # Channels last is faster in half precision on a GPU, and a third slower on a CPU.
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        self.network.to(device, memory_format=layout)
+        self.average = (
+            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
+            if recipe.average
+            else None
+        )
+        parameters = self.network.parameters()
+        self.optimiser: torch.optim.Optimizer = (
+            torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+            if recipe.optimiser == "adamw"
+            else torch.optim.SGD(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        )
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.totals = _no_totals()
+
+    @property
+    def result(self) -> Network:
+        """The network that is validated and kept."""
+        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def describe(
+        self, train_scans: Sequence[Scan], validation_scans: Sequence[Scan], start: Path | None, resume: bool
+    ) -> None:
+        """Write what this run is; on resuming, compare."""
+        content = {
+            "recipe": self.recipe.as_dict(),
+            "train": [scan.name for scan in train_scans],
+            "validation": [scan.name for scan in validation_scans],
+            "start": None if start is None else start.name,
+        }
+        path = self.out / RUN
+        if resume:
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                recipe_of(stored["recipe"], str(path))
+            except (OSError, ValueError, KeyError) as error:
+                raise OutputError(f"{path}: no run to resume ({error}); start it without --resume") from error
+            changed = [key for key in ("recipe", "train", "validation") if stored[key] != content[key]]
+            if changed:
+                raise DatasetError(
+                    f"{path}: the run to resume has another {', '.join(changed)}; give what it was started with"
+                )
+            return
+        if self.rank == 0:
+            versions = {name: version(name) for name in ("lesionrt", "torch", "numpy")}
+            where = {"device": str(self.device), "machine": platform.machine(), "processes": self.world}
+            write_atomically(
+                {path: (json.dumps({**content, "versions": versions, "where": where}, indent=2) + "\n").encode()}
+            )
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Take another network's weights."""
+        if checkpoint.network.config != self.recipe.network:
+            raise CheckpointError(
+                f"the checkpoint to start from has network {checkpoint.network.config}; expected {self.recipe.network}"
+            )
+        self.network.load_state_dict(checkpoint.network.state_dict())
+        if self.average is not None:
+            self.average.module.load_state_dict(checkpoint.network.state_dict())
+
+    def fit(
+        self,
+        samples: Slabs | Windows,
+        validation: Sequence[PreparedScan],
+        say: Say,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        """All steps from the present one on."""
+        objective: nn.Module = _Objective(self.network, self.recipe)
+        if self.world > 1:
+            objective = DistributedDataParallel(objective)
+        workers = 0 if self.device.type == "cpu" else min(8, (os.cpu_count() or 2) - 1)
+        loader: DataLoader[Any] = DataLoader(
+            samples, batch_sampler=Batches(samples, self.step, self.rank, self.world), num_workers=workers
+        )
+        began, first = time.perf_counter(), self.step
+        with _signals() as caught:
+            for slices, lesions in loader:
+                loss = self._advance(objective, slices, lesions, samples.batches)
+                seconds = (time.perf_counter() - began) / (self.step - first)
+                outputs = len(lesions.flatten(0, 1)) * self.world
+                now = Progress(
+                    self.step, samples.batches, loss, outputs / seconds, seconds * (samples.batches - self.step)
+                )
+                progress(now)
+                end = self.step % samples.epoch_batches == 0 or self.step == samples.batches
+                if end:
+                    self._end_epoch(validation, now, samples.epoch_batches, say)
+                signum = self._agreed(caught)
+                if signum and self.step < samples.batches:
+                    if not end:
+                        self._save_state()
+                    raise Interrupted(
+                        f"stopped after step {self.step} of {samples.batches}; {self.out / STATE} is written, continue with --resume",
+                        signum,
+                    )
+
+    def _advance(self, objective: nn.Module, slices: Tensor, lesions: Tensor, steps: int) -> float:
+        """One step; its loss."""
+        torch.manual_seed(
+            (self.recipe.seed << 40) + self.step * self.world + self.rank
+        )  # dropout's, the same after resuming
+        self.network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step, steps)
+        slices, lesions = (part.to(self.device, non_blocking=True) for part in (slices, lesions))
+        with self._autocast():
+            loss, logits = objective(slices, lesions)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DatasetError(
+                f"the loss is {value} at step {self.step + 1} (batch {self.step % max(1, steps) + 1} of {steps}); "
+                "the last good state is kept: resume with a lower learning rate in a new run, or look at these scans with `lesionrt data check`"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.optimiser == "adamw":
+            nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.step += 1
+        found = logits.detach()[:, 1] > logits.detach()[:, 0]
+        self.totals += torch.tensor(
+            [value, 1, (found * lesions.flatten(0, 1)).sum(), found.sum(), lesions.sum()], dtype=torch.float64
+        )
+        return value
+
+    def _end_epoch(self, validation: Sequence[PreparedScan], now: Progress, epoch_batches: int, say: Say) -> None:
+        totals = self.totals.clone()
+        if self.world > 1:
+            dist.all_reduce(totals)
+        row = {
+            "epoch": float(-(-self.step // epoch_batches)),
+            "step": float(self.step),
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "loss": float(totals[0] / totals[1]),
+            "dice": _dice(totals[2:]),
+            "slices_per_second": now.slices_per_second,
+        }
+        if validation:
+            row |= self._validate(validation)
+        best = max((old["validation_dice"] for old in self.history), default=-1.0) if validation else -1.0
+        self.history.append(row)
+        self.totals = _no_totals()
+        if self.rank:
+            return
+        if validation and row["validation_dice"] > best and self.recipe.keep == "best":
+            write_atomically({self.out / BEST: _saved(self.result.state_dict())})
+        self._save_state()
+        write_atomically(
+            {self.out / HISTORY: history_csv(self.history), self.out / PICTURE: draw_history(self.history)}
+        )
+        held = f", validation Dice {row['validation_dice']:.4f}" if validation else ""
+        say(
+            f"epoch {row['epoch']:.0f}, step {now.step} of {now.steps}: loss {row['loss']:.4f}, Dice {row['dice']:.4f}{held}; "
+            f"{now.slices_per_second:.1f} slices/s, {now.seconds_left / 60:.0f} min left"
+        )
+
+    def _validate(self, scans: Sequence[PreparedScan]) -> dict[str, float]:
+        """Loss and Dice over the validation scans: whole volumes for slabs, slices with lesions for windows (the paper's way)."""
+        network = self.result.eval()
+        totals, losses = torch.zeros(3, dtype=torch.float64), []
+        with torch.inference_mode(), self._autocast():
+            for scan in scans:
+                centres = torch.arange(1, len(scan.slices) - 1)
+                if self.recipe.sampling == "windows":
+                    centres = torch.from_numpy(scan.lesion_slices)
+                stack, lesions = torch.from_numpy(scan.slices).float(), torch.from_numpy(scan.lesions).float()
+                for part in centres.split(VALIDATION_SLICES):
+                    if self.recipe.sampling == "windows":
+                        windows = torch.stack([stack[part - 1], stack[part], stack[part + 1]], 1)
+                        logits = network.window_logits(windows.to(self.device))
+                    else:
+                        logits = network.stack_logits(stack[part[0] - 1 : part[-1] + 2, None].to(self.device))
+                    target = lesions[part].to(self.device)
+                    found = logits[:, 1] > logits[:, 0]
+                    totals += torch.tensor([(found * target).sum(), found.sum(), target.sum()], dtype=torch.float64)
+                    losses.append(_own_loss(logits, target, self.recipe))
+        return {"validation_loss": sum(losses) / len(losses), "validation_dice": _dice(totals)}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        half = self.recipe.precision == "bfloat16" or (self.recipe.precision == "auto" and has_bfloat16(self.device))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+    def _agreed(self, caught: list[int]) -> int:
+        """The signal that any process got, 0 for none."""
+        signum = torch.tensor(caught[0] if caught else 0)
+        if self.world > 1:
+            dist.all_reduce(signum, op=dist.ReduceOp.MAX)
+        return int(signum)
+
+    def _save_state(self) -> None:
+        totals = self.totals.clone()
+        if self.world > 1:
+            dist.all_reduce(totals)
+        if self.rank:
+            return
+        state = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history,
+            "totals": totals,
+        }
+        write_atomically({self.out / STATE: _saved(state)})
+
+    def load_state(self) -> None:
+        """Continue where the state file was written."""
+        path = self.out / STATE
+        if not path.exists():
+            return  # stopped before the first one: from the beginning
+        state = read_torch_file(path)
+        if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("version") != VERSION:
+            raise CheckpointError(f"{path}: not the state of a lesionrt training; start the run again")
+        try:
+            self.network.load_state_dict(state["network"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.history = int(state["step"]), list(state["history"])
+            self.totals = state["totals"] / self.world
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: does not fit the run ({error}); start the run again") from error
+
+    def finish(self, info: ModelInfo) -> Path:
+        """Write the checkpoint: weights rounded to half precision once, so that every format holds the same ones."""
+        path = self.out / CHECKPOINT
+        if self.rank == 0:
+            network = Network(self.recipe.network)
+            best = self.out / BEST
+            network.load_state_dict(read_torch_file(best) if self.recipe.keep == "best" else self.result.state_dict())
+            round_weights(network)
+            save_checkpoint(Checkpoint(network.eval(), self.recipe.preparation, info), path)
+        return path
+
+
+def initialise(network: Network) -> None:
+    """Kaiming-uniform weights and zero biases, as in the authors' code."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def round_weights(network: nn.Module) -> None:
+    """Round every weight to the nearest float16, in place."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(parameter.half())
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Of a step: a linear warm-up, then constant or half a cosine down to 0.
+
+    >>> [round(learning_rate(Recipe(warm_up=2, learning_rate=0.1), step, 6), 4) for step in range(6)]
+    [0.05, 0.1, 0.1, 0.0854, 0.05, 0.0146]
+    """
+    if step < recipe.warm_up:
+        return recipe.learning_rate * (step + 1) / recipe.warm_up
+    if recipe.decay == "none":
+        return recipe.learning_rate
+    done = (step - recipe.warm_up) / max(1, steps - recipe.warm_up)
+    return recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _own_loss(logits: Tensor, lesions: Tensor, recipe: Recipe) -> float:
+    """The loss of this process's slices alone, on which every process works in full."""
+    probabilities = torch.sigmoid(logits.float()[:, 1] - logits.float()[:, 0])
+    overlap, both = (probabilities * lesions).sum(), probabilities.sum() + lesions.sum()
+    dice = 1 - (2 * overlap + recipe.dice_smoothing) / (both + recipe.dice_smoothing)
+    if recipe.cross_entropy:
+        dice = dice + recipe.cross_entropy * nn.functional.binary_cross_entropy(probabilities, lesions)
+    return float(dice)
+
+
+def _dice(counts: Tensor) -> float:
+    """Of overlap, found and true voxels; 1 where there is neither."""
+    overlap, found, true = counts.tolist()
+    return 2 * overlap / (found + true) if found + true else 1.0
+
+
+def _no_totals() -> Tensor:
+    return torch.zeros(5, dtype=torch.float64)  # loss, steps, overlap, found, true
+
+
+def _saved(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM until the step in progress is done."""
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda signum, _: caught.append(signum)) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[tuple[int, int, torch.device]]:
+    """Rank, number of processes and device; several processes where ``torchrun`` started them."""
+    cuda = torch.cuda.is_available()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield 0, 1, device
+        return
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield dist.get_rank(), world, device
+    finally:
+        dist.destroy_process_group()
