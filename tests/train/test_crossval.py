@@ -198,8 +198,18 @@ def test_the_page_sets_the_papers_tables_beside_ours_and_says_whose_they_are(rec
     assert ["paper, mean ± SD", "", *published.FOLDS_MEAN.values()] in papers  # Table 2
     assert ["mean over folds", "0.4000"] in rows_of(text, "mean")
     assert not any(cells[0].startswith("paper") for cells in ours)
-    assert text.count("they are not ours") == 1 + 4 + 4
+    assert (
+        sum(cells[0] == "paper, mean ± SD" and len(cells) == 10 for cells in papers) == 1
+    )  # for its own network alone
+    assert text.count("they are not ours") == 1 + 1 + 4  # Tables 5, 2 and 4
     assert "not finished" not in text
+
+
+def test_the_papers_folds_stand_in_no_column_of_other_folds(recipe: Recipe) -> None:
+    folds = plan_folds(scans_of("ab"), recipe, Path("out"), ablation=True)
+    text = crossval_page(Path("scans"), folds, [result(fold, 0.5) for fold in folds], papers=False)
+    assert ["paper, FC-DenseNet (its folds 2 and 4)", "", "", "0.8432"] in rows_of(text, "paper")
+    assert len(rows_of(text, "paper")) == 4
 
 
 def test_the_page_says_what_is_not_finished(recipe: Recipe) -> None:
