@@ -197,10 +197,13 @@ class ConvLSTM(nn.Module):
             states.append(hidden)
         return states
 
-    def stack(self, features: Tensor, readout: str) -> Tensor:
-        """Features (n, C, h, w) of consecutive slices to hidden states (n - 2, C, h, w), all windows at once."""
-        from_input, from_hidden = self.gates.weight[:, : self.channels], self.gates.weight[:, self.channels :]
-        gates = F.conv2d(features, from_input, padding=1)  # (n, 4C, h, w)
+    def input_gates(self, features: Tensor) -> Tensor:
+        """Features (n, C, h, w) to what they give to the gates (n, 4C, h, w), in whichever window a slice stands."""
+        return F.conv2d(features, self.gates.weight[:, : self.channels], padding=1)
+
+    def stack(self, gates: Tensor, readout: str) -> Tensor:
+        """Input gates (n, 4C, h, w) of consecutive slices to hidden states (n - 2, C, h, w), all windows at once."""
+        from_hidden = self.gates.weight[:, self.channels :]
         # Static shifts of the stack are its windows. The state before the first slice is zero: there is no hidden
         # state to convolve and nothing to forget.
         i, _, o, g = gates[:-2].chunk(4, 1)
@@ -280,9 +283,40 @@ class Network(nn.Module):
 
     def stack_logits(self, slices: Tensor) -> Tensor:
         """A stack (n, 1, H, W) to logits (n - 2, 2, H, W) of all slices but the first and last, in one pass."""
+        features, skips = self._encode_once(slices)
+        return self.decode(self._hidden(features), [skip[1:-1] for skip in skips])
+
+    def stream_logits(self, slices: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The next slices of a stack to logits, each slice encoded once however the stack is cut.
+
+        Parameters
+        ----------
+        slices
+            (n, 1, H, W), n at least 1.
+        state
+            What is left of the slices before: the bottleneck's part of the last two (2, 240, H/32, W/32), or
+            (2, 60, H/32, W/32) without the ConvLSTM, then each skip connection of the last one, finest first.
+            Zeros at the start.
+
+        Returns
+        -------
+        Logits (n, 2, H, W) and the next state.  Output i is of the slice before input i: the first two after a
+        start mean nothing.
+        """
+        features, skips = self._encode_once(slices)
+        features = torch.cat([state[0], features])  # (2 + n, 240, H/32, W/32)
+        skips = [torch.cat([before, skip]) for before, skip in zip(state[1:], skips, strict=True)]  # (1 + n, C, h, w)
+        logits = self.decode(self._hidden(features), [skip[:-1] for skip in skips])
+        return logits, [features[-2:], *(skip[-1:] for skip in skips)]
+
+    def _encode_once(self, slices: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """All that windows share: slices (n, 1, H, W) to input gates (n, 240, H/32, W/32) and skip connections."""
         features, skips = self.encode(slices)
-        hidden = features[1:-1] if self.convlstm is None else self.convlstm.stack(features, self.config.readout)
-        return self.decode(hidden, [skip[1:-1] for skip in skips])
+        return features if self.convlstm is None else self.convlstm.input_gates(features), skips
+
+    def _hidden(self, features: Tensor) -> Tensor:
+        """What :meth:`_encode_once` gives of n slices to what is decoded of all but the first and last."""
+        return features[1:-1] if self.convlstm is None else self.convlstm.stack(features, self.config.readout)
 
     def forward(self, windows: Tensor) -> Tensor:
         """Windows (batch, 3, H, W) to lesion probabilities (batch, H, W) of the centre slices."""
@@ -291,6 +325,11 @@ class Network(nn.Module):
     def forward_stack(self, slices: Tensor) -> Tensor:
         """A stack of consecutive slices (n, 1, H, W) to lesion probabilities (n - 2, H, W)."""
         return lesion_probability(self.stack_logits(slices))
+
+    def forward_stream(self, slices: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The next slices (n, 1, H, W) and :meth:`stream_logits`'s state to probabilities (n, H, W) and the next state."""
+        logits, state = self.stream_logits(slices, state)
+        return lesion_probability(logits), state
 
 
 def lesion_probability(logits: Tensor) -> Tensor:
