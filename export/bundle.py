@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from lesionrt.export.graph import OPSET, export_graph, graph_metadata
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.reference import window_probabilities
+from lesionrt.export.stream import export_stream_graph
 from lesionrt.runtime.backends import choose, open_backend
 from lesionrt.runtime.bundle import FORMAT, MANIFEST, REFERENCE, VERSION, load_bundle
 from lesionrt.runtime.errors import OutputError, ParityError
@@ -23,6 +25,7 @@ from lesionrt.train.untrained import phantom_slices
 
 THRESHOLD = 0.5
 STACKS = (1, 2, 6)  # output slices
+STREAMED = ("fp32",)  # half precision is for GPUs, which take a volume at once
 PROOF_BACKEND = "cpu"
 
 Say = Callable[[str], None]
@@ -112,13 +115,16 @@ def _build(
         ranges = _checked_ranges(
             checkpoint, large if slices is None else slices, "phantom" if slices is None else "a real scan", say
         )
-    graphs = {}
+    graphs, streams = {}, {}
     for precision in precisions:
         say(f"ONNX graph, {precision}")
         graphs[precision] = f"model_{precision}.onnx"
-        export_graph(
-            network, precision, folder / graphs[precision], graph_metadata(network, checkpoint_sha256, precision)
-        )
+        metadata = graph_metadata(network, checkpoint_sha256, precision)
+        export_graph(network, precision, folder / graphs[precision], metadata)
+        if precision in STREAMED:
+            say(f"ONNX graph that streams, {precision}")
+            streams[precision] = f"stream_{precision}.onnx"
+            export_stream_graph(network, folder / streams[precision], metadata, folder / graphs[precision])
 
     manifest = {
         "format": FORMAT,
@@ -136,13 +142,22 @@ def _build(
         "checkpoint": {"sha256": checkpoint_sha256},
         "versions": {name: version(name) for name in ("lesionrt", "torch", "onnx", "onnxscript", "numpy")},
         "attention_products": ranges,
-        "files": {name: _entry(folder / name) for name in (*graphs.values(), REFERENCE)},
+        "files": {name: _entry(folder / name) for name in (*graphs.values(), *streams.values(), REFERENCE)},
     }
     _write_manifest(manifest, folder)
     rows: list[dict[str, Any]] = []
+    references = [
+        Reference(stack, lesion, checkpoint_sha256, "x".join(map(str, stack.shape[2:])))
+        for stack, lesion in zip((large, small), probabilities, strict=True)
+    ]
     for precision in precisions:
         say(f"parity, {precision}")
-        rows += _prove(folder, precision, tolerances[precision], (large, small), probabilities, checkpoint_sha256)
+        rows += _prove(folder, precision, tolerances[precision], references)
+    manifest["stream_graphs"] = streams
+    _write_manifest(manifest, folder)
+    for precision in streams:
+        say(f"parity of the graph that streams, {precision}")
+        rows += _prove_stream(folder, precision, tolerances[precision], references)
     failed = [row for row in rows if row["findings"]]
     if failed:
         raise ParityError(
@@ -152,24 +167,31 @@ def _build(
     return rows
 
 
-def _prove(
-    folder: Path,
-    precision: str,
-    tolerance: Tolerance,
-    stacks: Sequence[np.ndarray],
-    probabilities: Sequence[np.ndarray],
-    checkpoint_sha256: str,
-) -> list[dict[str, Any]]:
+def _prove(folder: Path, precision: str, tolerance: Tolerance, references: Sequence[Reference]) -> list[dict[str, Any]]:
     """One graph against PyTorch, at every length of stack and both sizes."""
     bundle = load_bundle(folder)
     rows = []
     with open_backend(PROOF_BACKEND, bundle, precision) as backend:
-        for slices, lesion in zip(stacks, probabilities, strict=True):
+        for whole in references:
             for count in STACKS:
-                what = f"{count} output slices of {slices.shape[2]}x{slices.shape[3]}"
-                part = Reference(slices[: count + 2], lesion[:count], checkpoint_sha256, what)
+                what = f"{count} output slices of {whole.source}"
+                part = replace(whole, slices=whole.slices[: count + 2], lesion=whole.lesion[:count], source=what)
                 # In one run: a chunked one would show the graph shorter stacks only.
                 rows.append(compare_backend(bundle, backend, part, tolerance, chunk=count))
+    return rows
+
+
+def _prove_stream(
+    folder: Path, precision: str, tolerance: Tolerance, references: Sequence[Reference]
+) -> list[dict[str, Any]]:
+    """The graph that takes and gives its state against PyTorch, at every length of chunk and both sizes."""
+    bundle = load_bundle(folder)
+    rows = []
+    with open_backend(PROOF_BACKEND, bundle, precision) as backend:
+        for whole in references:
+            for chunk in STACKS:
+                what = f"{len(whole.lesion)} output slices of {whole.source}, streamed {chunk} at a time"
+                rows.append(compare_backend(bundle, backend, replace(whole, source=what), tolerance, chunk))
     return rows
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -19,6 +20,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # It warns of torchvision, which nobody asked for.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 EXAMPLE = (5, 2, 3)  # stack, and height and width in multiples; with one output slice the stack would be fixed
+
+Shape = tuple[int | None, ...]  # None where it is dynamic
 
 
 class _OnePass(nn.Module):
@@ -52,20 +55,41 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
         If an input or output of the graph is not what it should be.
     """
     multiple = network.config.size_multiple
-    graph = _OnePass(_with_one_input_channel(network).to(DTYPES[precision]), DTYPES[precision]).eval()
+    graph = _OnePass(with_one_input_channel(network).to(DTYPES[precision]), DTYPES[precision]).eval()
     stack, height, width = EXAMPLE
     example = torch.zeros(stack, 1, height * multiple, width * multiple)
     shapes = {0: Dim("n", min=WINDOW), 2: multiple * Dim("h", min=1), 3: multiple * Dim("w", min=1)}
+    model = trace(graph, (example,), (shapes,), ["slices"], ["lesion"])
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    check_signature(model, {"slices": (None, 1, None, None)}, {"lesion": (None, None, None)})
+    onnx.save(model, path)
+
+
+def trace(
+    module: nn.Module, example: tuple[Any, ...], dynamic: tuple[Any, ...], inputs: list[str], outputs: list[str]
+) -> onnx.ModelProto:
+    """A module in evaluation mode as an ONNX graph.
+
+    Parameters
+    ----------
+    module, example
+        What to call with which tensors, or lists of tensors.
+    dynamic
+        The dynamic dimensions of each, nested as the example is.
+    inputs, outputs
+        Their names, in order.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own making
         program = torch.onnx.export(
-            graph,
-            (example,),
+            module,
+            example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["slices"],
-            output_names=["lesion"],
-            dynamic_shapes=(shapes,),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic,
             verbose=False,
         )
     assert program is not None
@@ -78,13 +102,10 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
         *model.graph.output,
     ):
         del part.metadata_props[:]  # the exporter's traces, with paths of this machine
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
-    _check_signature(model)
-    onnx.save(model, path)
+    return model
 
 
-def _with_one_input_channel(network: Network) -> Network:
+def with_one_input_channel(network: Network) -> Network:
     """The same network with the sum over the repeated grey channels already in its first kernel."""
     folded = copy.deepcopy(network)
     first = network.first
@@ -94,33 +115,40 @@ def _with_one_input_channel(network: Network) -> Network:
     return folded
 
 
-def _check_signature(model: onnx.ModelProto) -> None:
-    """Names, types and dynamic dimensions of input and output; all findings in one error."""
+def check_signature(model: onnx.ModelProto, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> None:
+    """Names, types and shapes of inputs and outputs; all findings in one error.
+
+    Raises
+    ------
+    ParityError
+        If one of them is not float32 or not of the expected name and shape.
+    """
     findings = []
-    for values, name, symbolic, fixed in (
-        (model.graph.input, "slices", (0, 2, 3), {1: 1}),
-        (model.graph.output, "lesion", (0, 1, 2), {}),
-    ):
-        if [value.name for value in values] != [name]:
-            findings.append(f"names are {[value.name for value in values]}, expected ['{name}']")
+    for values, expected in ((model.graph.input, inputs), (model.graph.output, outputs)):
+        names = [value.name for value in values]
+        if names != [*expected]:
+            findings.append(f"names are {names}, expected {[*expected]}")
             continue
-        tensor = values[0].type.tensor_type
-        if tensor.elem_type != onnx.TensorProto.FLOAT:
-            findings.append(f"{name} is {onnx.TensorProto.DataType.Name(tensor.elem_type)}, expected FLOAT")
-        dims = tensor.shape.dim
-        if len(dims) != len(symbolic) + len(fixed):
-            findings.append(f"{name} has {len(dims)} dimensions, expected {len(symbolic) + len(fixed)}")
-            continue
-        findings += [
-            f"{name}: dimension {axis} is fixed to {dims[axis].dim_value}"
-            for axis in symbolic
-            if not dims[axis].dim_param
-        ]
-        findings += [
-            f"{name}: dimension {axis} is not {size}" for axis, size in fixed.items() if dims[axis].dim_value != size
-        ]
+        for value in values:
+            findings += _tensor_findings(value, expected[value.name])
     if findings:
         raise ParityError("the exported graph is not what it should be:\n  " + "\n  ".join(findings))
+
+
+def _tensor_findings(value: onnx.ValueInfoProto, expected: Shape) -> list[str]:
+    name, tensor = value.name, value.type.tensor_type
+    dims = tensor.shape.dim
+    findings = []
+    if tensor.elem_type != onnx.TensorProto.FLOAT:
+        findings.append(f"{name} is {onnx.TensorProto.DataType.Name(tensor.elem_type)}, expected FLOAT")
+    if len(dims) != len(expected):
+        return [*findings, f"{name} has {len(dims)} dimensions, expected {len(expected)}"]
+    for axis, (dim, size) in enumerate(zip(dims, expected, strict=True)):
+        if size is None and not dim.dim_param:
+            findings.append(f"{name}: dimension {axis} is fixed to {dim.dim_value}")
+        elif size is not None and dim.dim_value != size:
+            findings.append(f"{name}: dimension {axis} is not {size}")
+    return findings
 
 
 def graph_metadata(network: Network, checkpoint_sha256: str, precision: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,20 @@ class Backend(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+# The next slices (n, 1, H, W) of one stack, at least 3 at first, to the probabilities of those that now have both
+# neighbours: (n - 2, H, W) at first, then (n, H, W).
+Stream = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@runtime_checkable
+class StreamingBackend(Backend, Protocol):
+    """A backend that keeps what it computed of the last slices, so that a stack may come in pieces."""
+
+    def stream(self) -> Stream:
+        """Begin a stack."""
+        ...
 
 
 @dataclass(frozen=True)
