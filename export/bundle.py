@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lesionrt.export.graph import OPSET, export_graph, graph_metadata
+from lesionrt.export.graph import OPSETS, export_graph, graph_metadata
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.reference import window_probabilities
 from lesionrt.runtime.backends import choose, open_backend
@@ -132,7 +132,7 @@ def _build(
         },
         "threshold": THRESHOLD,
         "graphs": graphs,
-        "opset": OPSET,
+        "opset": max(OPSETS[precision] for precision in precisions),
         "checkpoint": {"sha256": checkpoint_sha256},
         "versions": {name: version(name) for name in ("lesionrt", "torch", "onnx", "onnxscript", "numpy")},
         "attention_products": ranges,

@@ -10,12 +10,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lesionrt.runtime.errors import ParityError
-from lesionrt.train.model import WINDOW, Network
+from lesionrt.train.model import WINDOW, Network, SqueezeAttention
 
-OPSET = 18
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+OPSETS = {"fp32": 18, "fp16": 18, "bf16": 22}  # bfloat16 convolutions came with opset 22
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # It warns of torchvision, which nobody asked for.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 EXAMPLE = (5, 2, 3)  # stack, and height and width in multiples; with one output slice the stack would be fixed
@@ -52,7 +53,8 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
         If an input or output of the graph is not what it should be.
     """
     multiple = network.config.size_multiple
-    graph = _OnePass(_with_one_input_channel(network).to(DTYPES[precision]), DTYPES[precision]).eval()
+    folded = _with_folded_norms(_with_one_input_channel(network))
+    graph = _OnePass(folded.to(DTYPES[precision]), DTYPES[precision]).eval()
     stack, height, width = EXAMPLE
     example = torch.zeros(stack, 1, height * multiple, width * multiple)
     shapes = {0: Dim("n", min=WINDOW), 2: multiple * Dim("h", min=1), 3: multiple * Dim("w", min=1)}
@@ -62,7 +64,7 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
             graph,
             (example,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSETS[precision],
             input_names=["slices"],
             output_names=["lesion"],
             dynamic_shapes=(shapes,),
@@ -92,6 +94,20 @@ def _with_one_input_channel(network: Network) -> Network:
     folded.first.weight.data = first.weight.data.sum(1, keepdim=True)
     folded.first.bias = first.bias
     return folded
+
+
+def _with_folded_norms(network: Network) -> Network:
+    """The network with every norm that follows a convolution folded into it, in float32; changed in place.
+
+    The exporter would fold them too, but in the precision it exports, and would leave bfloat16's weights in float32.
+    """
+    for block in network.modules():
+        if isinstance(block, SqueezeAttention):
+            for branch in (block.squeeze, block.residual):
+                for index in range(0, len(branch), 3):  # convolution, norm, ReLU
+                    branch[index] = fuse_conv_bn_eval(branch[index], branch[index + 1])
+                    branch[index + 1] = nn.Identity()
+    return network
 
 
 def _check_signature(model: onnx.ModelProto) -> None:
