@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lesionrt.export.graph import OPSETS, export_graph, graph_metadata
+from lesionrt.export.emulation import EMULATED_PRECISION, open_emulated
+from lesionrt.export.graph import OPSETS, export_graph, graph_metadata, parts_in_float32
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.reference import window_probabilities
 from lesionrt.runtime.backends import choose, open_backend
@@ -112,13 +113,14 @@ def _build(
         ranges = _checked_ranges(
             checkpoint, large if slices is None else slices, "phantom" if slices is None else "a real scan", say
         )
+    wide = [] if ranges is None else ranges["in_float32"]
+    in_float32 = {precision: parts_in_float32(network, precision, wide) for precision in precisions}
     graphs = {}
     for precision in precisions:
         say(f"ONNX graph, {precision}")
         graphs[precision] = f"model_{precision}.onnx"
-        export_graph(
-            network, precision, folder / graphs[precision], graph_metadata(network, checkpoint_sha256, precision)
-        )
+        metadata = graph_metadata(network, checkpoint_sha256, precision)
+        export_graph(network, precision, folder / graphs[precision], metadata, in_float32[precision])
 
     manifest = {
         "format": FORMAT,
@@ -136,6 +138,7 @@ def _build(
         "checkpoint": {"sha256": checkpoint_sha256},
         "versions": {name: version(name) for name in ("lesionrt", "torch", "onnx", "onnxscript", "numpy")},
         "attention_products": ranges,
+        "in_float32": in_float32,
         "files": {name: _entry(folder / name) for name in (*graphs.values(), REFERENCE)},
     }
     _write_manifest(manifest, folder)
@@ -163,7 +166,11 @@ def _prove(
     """One graph against PyTorch, at every length of stack and both sizes."""
     bundle = load_bundle(folder)
     rows = []
-    with open_backend(PROOF_BACKEND, bundle, precision) as backend:
+    with (
+        open_emulated(bundle)
+        if precision == EMULATED_PRECISION
+        else open_backend(PROOF_BACKEND, bundle, precision) as backend
+    ):
         for slices, lesion in zip(stacks, probabilities, strict=True):
             for count in STACKS:
                 what = f"{count} output slices of {slices.shape[2]}x{slices.shape[3]}"
@@ -181,12 +188,13 @@ def _checked_ranges(checkpoint: Checkpoint, slices: np.ndarray, source: str, say
         listed = "\n".join(f"  {found.name}: largest magnitude {found.largest:.4g}" for found in overflown)
         raise ParityError(
             f"squeeze-and-attention products overflow half precision (largest number 65504) on slices of {source}; "
-            f"no bundle was written; export with --precision fp32 alone\n{listed}"
+            f"no bundle was written; export with --precision fp32, or with bf16, whose range is float32's\n{listed}"
         )
     return {
         "slices": source,
         "largest": max(found.largest for found in ranges),
         "blocks": {found.name: found.largest for found in ranges},
+        "in_float32": [found.name for found in ranges if found.large],
         "note": EMULATED,
     }
 

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -33,7 +34,44 @@ class _OnePass(nn.Module):
         return self.network.forward_stack(slices.to(self.dtype))
 
 
-def export_graph(network: Network, precision: str, path: Path, metadata: dict[str, str]) -> None:
+class _InFloat32(nn.Module):
+    """A part of a half-precision network that computes in float32."""
+
+    def __init__(self, part: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.part, self.dtype = part, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x.float()).to(self.dtype)  # type: ignore[no-any-return]
+
+
+def _product_in_float32(y: Tensor, r: Tensor) -> Tensor:
+    return (y.float() * r.float() + y.float()).to(y.dtype)
+
+
+def parts_in_float32(network: Network, precision: str, large_products: Sequence[str] = ()) -> list[str]:
+    """Names of what a graph of this precision computes in float32 all the same.
+
+    Parameters
+    ----------
+    network
+        The network.
+    precision
+        Of the graph.
+    large_products
+        Squeeze-and-attention blocks whose product comes near float16's largest number.
+    """
+    if precision == "fp16":
+        return list(large_products)
+    if precision == "bf16":
+        # TensorRT for RTX 1.7 knows no transposed convolution in bfloat16.
+        return [f"transition_up.{index}.conv" for index in range(len(network.transition_up))]
+    return []
+
+
+def export_graph(
+    network: Network, precision: str, path: Path, metadata: dict[str, str], in_float32: Sequence[str] = ()
+) -> None:
     """Write the graph ``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W), all three dynamic.
 
     Parameters
@@ -41,11 +79,13 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
     network
         In evaluation mode.
     precision
-        ``fp32`` or ``fp16``: in what it computes.
+        ``fp32``, ``fp16`` or ``bf16``: in what it computes.
     path
         The file to write.
     metadata
         Texts to store in the graph.
+    in_float32
+        Parts that compute in float32 whatever the precision, as :func:`parts_in_float32` names them.
 
     Raises
     ------
@@ -54,7 +94,7 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
     """
     multiple = network.config.size_multiple
     folded = _with_folded_norms(_with_one_input_channel(network))
-    graph = _OnePass(folded.to(DTYPES[precision]), DTYPES[precision]).eval()
+    graph = _OnePass(_cast(folded, DTYPES[precision], in_float32), DTYPES[precision]).eval()
     stack, height, width = EXAMPLE
     example = torch.zeros(stack, 1, height * multiple, width * multiple)
     shapes = {0: Dim("n", min=WINDOW), 2: multiple * Dim("h", min=1), 3: multiple * Dim("w", min=1)}
@@ -107,6 +147,18 @@ def _with_folded_norms(network: Network) -> Network:
                 for index in range(0, len(branch), 3):  # convolution, norm, ReLU
                     branch[index] = fuse_conv_bn_eval(branch[index], branch[index + 1])
                     branch[index + 1] = nn.Identity()
+    return network
+
+
+def _cast(network: Network, dtype: torch.dtype, in_float32: Sequence[str]) -> Network:
+    """The network in another precision, but for some of its parts; changed in place."""
+    kept = {name: copy.deepcopy(network.get_submodule(name)) for name in in_float32}
+    network.to(dtype)
+    for name, part in kept.items():
+        if isinstance(part, SqueezeAttention):
+            network.get_submodule(name).product = _product_in_float32  # type: ignore[assignment]
+        else:
+            network.set_submodule(name, _InFloat32(part, dtype))
     return network
 
 

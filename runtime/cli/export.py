@@ -21,7 +21,7 @@ def command(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to export.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="The bundle's folder.", show_default=False)],
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32 or fp16; may be repeated.", show_default="fp32")
+        list[str] | None, typer.Option(help="fp32, fp16 or bf16; may be repeated.", show_default="fp32")
     ] = None,
     flair: Annotated[
         Path | None,
