@@ -39,9 +39,8 @@ def step_seconds(recipe: Recipe, scans: list[Scan], folder: Path, steps: int) ->
         if now.step > steps:
             raise _Enough
 
-    with tempfile.TemporaryDirectory(dir=folder) as run:
-        with contextlib.suppress(_Enough):
-            train(recipe, scans, [], Path(run) / "run", progress=stop, cache=folder / "cache")
+    with tempfile.TemporaryDirectory(dir=folder) as run, contextlib.suppress(_Enough):
+        train(recipe, scans, [], Path(run) / "run", progress=stop, cache=folder / "cache")
     return list(np.diff(times)[1:])
 
 

@@ -4,19 +4,23 @@ import copy
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from onnxscript.optimizer import fold_constants_ir, remove_unused_nodes
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lesionrt.export.weights import store_in_half
 from lesionrt.runtime.errors import ParityError
-from lesionrt.train.model import WINDOW, Network
+from lesionrt.train.model import WINDOW, Network, SqueezeAttention
 
-OPSET = 18
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+OPSETS = {"fp32": 18, "fp16": 18, "bf16": 22}  # bfloat16 convolutions came with opset 22
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # It warns of torchvision, which nobody asked for.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 EXAMPLE = (5, 2, 3)  # stack, and height and width in multiples; with one output slice the stack would be fixed
@@ -35,7 +39,44 @@ class _OnePass(nn.Module):
         return self.network.forward_stack(slices.to(self.dtype))
 
 
-def export_graph(network: Network, precision: str, path: Path, metadata: dict[str, str]) -> None:
+class _InFloat32(nn.Module):
+    """A part of a half-precision network that computes in float32."""
+
+    def __init__(self, part: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.part, self.dtype = part, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x.float()).to(self.dtype)  # type: ignore[no-any-return]
+
+
+def _product_in_float32(y: Tensor, r: Tensor) -> Tensor:
+    return (y.float() * r.float() + y.float()).to(y.dtype)
+
+
+def parts_in_float32(network: Network, precision: str, large_products: Sequence[str] = ()) -> list[str]:
+    """Names of what a graph of this precision computes in float32 all the same.
+
+    Parameters
+    ----------
+    network
+        The network.
+    precision
+        Of the graph.
+    large_products
+        Squeeze-and-attention blocks whose product comes near float16's largest number.
+    """
+    if precision == "fp16":
+        return list(large_products)
+    if precision == "bf16":
+        # TensorRT for RTX 1.7 knows no transposed convolution in bfloat16.
+        return [f"transition_up.{index}.conv" for index in range(len(network.transition_up))]
+    return []
+
+
+def export_graph(
+    network: Network, precision: str, path: Path, metadata: dict[str, str], in_float32: Sequence[str] = ()
+) -> None:
     """Write the graph ``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W), all three dynamic.
 
     Parameters
@@ -43,11 +84,13 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
     network
         In evaluation mode.
     precision
-        ``fp32`` or ``fp16``: in what it computes.
+        ``fp32``, ``fp16`` or ``bf16``: in what it computes.
     path
         The file to write.
     metadata
         Texts to store in the graph.
+    in_float32
+        Parts that compute in float32 whatever the precision, as :func:`parts_in_float32` names them.
 
     Raises
     ------
@@ -55,11 +98,16 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
         If an input or output of the graph is not what it should be.
     """
     multiple = network.config.size_multiple
-    graph = _OnePass(with_one_input_channel(network).to(DTYPES[precision]), DTYPES[precision]).eval()
+    whole = with_one_input_channel(network)
+    graph = _OnePass(
+        whole if precision == "fp32" else _cast(_with_folded_norms(whole), DTYPES[precision], in_float32),
+        DTYPES[precision],
+    ).eval()
     stack, height, width = EXAMPLE
     example = torch.zeros(stack, 1, height * multiple, width * multiple)
     shapes = {0: Dim("n", min=WINDOW), 2: multiple * Dim("h", min=1), 3: multiple * Dim("w", min=1)}
-    model = trace(graph, (example,), (shapes,), ["slices"], ["lesion"])
+    model = trace(graph, (example,), (shapes,), ["slices"], ["lesion"], OPSETS[precision])
+    store_in_half(model)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     check_signature(model, {"slices": (None, 1, None, None)}, {"lesion": (None, None, None)})
@@ -67,7 +115,12 @@ def export_graph(network: Network, precision: str, path: Path, metadata: dict[st
 
 
 def trace(
-    module: nn.Module, example: tuple[Any, ...], dynamic: tuple[Any, ...], inputs: list[str], outputs: list[str]
+    module: nn.Module,
+    example: tuple[Any, ...],
+    dynamic: tuple[Any, ...],
+    inputs: list[str],
+    outputs: list[str],
+    opset: int,
 ) -> onnx.ModelProto:
     """A module in evaluation mode as an ONNX graph.
 
@@ -79,6 +132,8 @@ def trace(
         The dynamic dimensions of each, nested as the example is.
     inputs, outputs
         Their names, in order.
+    opset
+        Of the graph.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own making
@@ -86,13 +141,18 @@ def trace(
             module,
             example,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=dynamic,
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        # Constants alone are folded. A norm stays beside its convolution, whose weights so remain the half-precision
+        # numbers that training rounded them to; runtimes join the two at load.
+        fold_constants_ir(program.model)
+        remove_unused_nodes(program.model)
     model = program.model_proto
     for part in (
         *model.graph.node,
@@ -113,6 +173,32 @@ def with_one_input_channel(network: Network) -> Network:
     folded.first.weight.data = first.weight.data.sum(1, keepdim=True)
     folded.first.bias = first.bias
     return folded
+
+
+def _with_folded_norms(network: Network) -> Network:
+    """The network with every norm that follows a convolution folded into it, in float32; changed in place.
+
+    The exporter would fold them too, but in the precision it exports, and would leave bfloat16's weights in float32.
+    """
+    for block in network.modules():
+        if isinstance(block, SqueezeAttention):
+            for branch in (block.squeeze, block.residual):
+                for index in range(0, len(branch), 3):  # convolution, norm, ReLU
+                    branch[index] = fuse_conv_bn_eval(branch[index], branch[index + 1])
+                    branch[index + 1] = nn.Identity()
+    return network
+
+
+def _cast(network: Network, dtype: torch.dtype, in_float32: Sequence[str]) -> Network:
+    """The network in another precision, but for some of its parts; changed in place."""
+    kept = {name: copy.deepcopy(network.get_submodule(name)) for name in in_float32}
+    network.to(dtype)
+    for name, part in kept.items():
+        if isinstance(part, SqueezeAttention):
+            network.get_submodule(name).product = _product_in_float32  # type: ignore[assignment]
+        else:
+            network.set_submodule(name, _InFloat32(part, dtype))
+    return network
 
 
 def check_signature(model: onnx.ModelProto, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> None:

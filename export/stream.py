@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from lesionrt.export.graph import EXAMPLE, Shape, check_signature, trace, with_one_input_channel
+from lesionrt.export.graph import EXAMPLE, OPSETS, Shape, check_signature, trace, with_one_input_channel
+from lesionrt.export.weights import store_in_half
 from lesionrt.train.model import WINDOW, Network
 
 SHARED_BYTES = 1024  # smaller weights stand in the graph itself
@@ -64,7 +65,9 @@ def export_stream_graph(network: Network, path: Path, metadata: dict[str, str], 
         ),
         [*inputs],
         [*outputs],
+        OPSETS["fp32"],
     )
+    store_in_half(model)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     check_signature(model, inputs, outputs)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError, InputError
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.prepare import Preparation
@@ -203,6 +204,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     unlisted = [name for name in (*graphs.values(), *streams.values(), REFERENCE) if name not in manifest["files"]]
     if unlisted:
         raise BundleError(f"names {', '.join(map(repr, unlisted))}, of which it has no sha256")
+    engines_of(manifest)
     if not 0 < float(manifest["threshold"]) < 1:
         raise BundleError(f"threshold is {manifest['threshold']!r}; expected a probability between 0 and 1")
     multiple = manifest["input"]["size_multiple"]

@@ -148,7 +148,12 @@ class SqueezeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, h, w) to the same shape; h and w even."""
         y = F.interpolate(self.squeeze(F.avg_pool2d(x, 2)), scale_factor=2.0, mode="nearest")
-        return y * self.residual(x) + y
+        return self.product(y, self.residual(x))
+
+    @staticmethod
+    def product(y: Tensor, r: Tensor) -> Tensor:
+        """``y * r + y``; unbounded, so an export may compute it in another precision than the rest."""
+        return y * r + y
 
 
 class TransitionDown(nn.Module):

@@ -26,6 +26,7 @@ def build() -> typer.Typer:
     for verb in VERBS:
         module: Any = import_module(f"lesionrt.runtime.cli.{verb}")
         app.command(name=verb.replace("_", "-"))(module.command)
+    app.add_typer(import_module("lesionrt.runtime.cli.engine").app, name="engine")
     return app
 
 
