@@ -108,10 +108,10 @@ def test_progress_counts_the_slices_that_are_done(n: int, chunk: int, expected: 
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [
-        (160, 160, 10),  # 327680 pixels are 12.8 slices; two are the halo
-        (160, 192, 8),
-        (192, 192, 6),
-        (256, 256, 3),
+        (160, 160, 8),  # 262144 pixels are 10.2 slices; two are neighbours
+        (160, 192, 6),
+        (192, 192, 5),
+        (256, 256, 2),
         (320, 320, 1),
         (512, 512, 1),
         (2048, 2048, 1),  # never less than one, however large
@@ -123,5 +123,5 @@ def test_the_default_chunk_fills_the_budget(height: int, width: int, expected: i
 
 def test_the_default_chunk_is_the_one_that_is_used() -> None:
     backend = Neighbours()
-    infer_in_chunks(backend, np.zeros((8, 1, 256, 256), np.float32))  # 6 output slices, 3 at a time
-    assert backend.fed == [5, 5]
+    infer_in_chunks(backend, np.zeros((8, 1, 256, 256), np.float32))  # 6 output slices, 2 at a time
+    assert backend.fed == [4, 4, 4]
