@@ -68,7 +68,7 @@ class ModelGrid:
     def _own(self) -> Orientation:
         """Slices first: the array axis nearest to inferior-superior, then the better pairing of the other two."""
         cosines = self.affine[:3, :3] / voxel_sizes(self.affine)  # (world axis, array axis)
-        slices = int(np.abs(cosines[2]).argmax())
+        slices = slice_axis(self.affine)
         one, two = (axis for axis in range(3) if axis != slices)
         straight, crossed = (abs(cosines[0, a]) + abs(cosines[1, b]) for a, b in ((one, two), (two, one)))
         across, along = (one, two) if straight >= crossed else (two, one)
@@ -103,6 +103,15 @@ class ModelGrid:
         return [
             self.spacing_mm if abs(size / self.spacing_mm - 1) <= SPACING_TOLERANCE else float(size) for size in sizes
         ]
+
+
+def slice_axis(affine: NDArray[np.float64]) -> int:
+    """The array axis nearest to inferior-superior, along which axial slices are counted.
+
+    >>> slice_axis(np.diag([1.0, 1.0, 3.0, 1.0]))
+    2
+    """
+    return int(np.abs(affine[2, :3] / voxel_sizes(affine)).argmax())
 
 
 def resample(data: Array, axis: int, spacing: float, length: int, new_spacing: float) -> Array:

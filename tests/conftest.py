@@ -98,6 +98,21 @@ def flake(small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of three small phantom heads: patient a at two times, patient b at one."""
+    from lesionrt.runtime.phantom import phantom
+
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = ["flair,mask,patient,time"]
+    for seed, (patient, time) in enumerate((("a", 1), ("a", 2), ("b", 1))):
+        for what, data in zip(("flair", "mask"), phantom((40, 44, 24), seed=seed), strict=True):
+            nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), folder / f"{patient}{time}_{what}.nii.gz")
+        rows.append(f"{patient}{time}_flair.nii.gz,{patient}{time}_mask.nii.gz,{patient},{time}")
+    (folder / "scans.csv").write_text("\n".join(rows) + "\n")
+    return folder / "scans.csv"
+
+
+@pytest.fixture(scope="session")
 def segment(run: Run, tiny_bundle: Path) -> Run:
     """`lesionrt segment` with the small model on the CPU."""
     return lambda *arguments, **options: run(

@@ -1,6 +1,7 @@
 """Data sets: tables of FLAIR scans with lesion masks, and how they are split."""
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import DatasetError
+from lesionrt.runtime.geometry import slice_axis
 from lesionrt.runtime.prepare import Preparation, Prepared, prepare_volume
 from lesionrt.runtime.volume import Volume, corners_mm, nonzero_brain, read_flair, read_volume
 
@@ -55,19 +57,22 @@ def read_dataset(path: Path) -> list[Scan]:
     DatasetError
         If it cannot be read, names a missing file, or names a scan twice.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (a name too long for the file system is no folder)
         scans = _read_isbi(path)
-    elif path.is_file():
+    elif os.path.isfile(path):  # noqa: PTH113
         scans = _read_csv(path)
     else:
         raise DatasetError(f"{path}: no such data set; expected a CSV file or a folder of the ISBI 2015 challenge")
     if not scans:
         raise DatasetError(f"{path}: names no scan")
-    names = [scan.name for scan in scans]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    files: dict[str, list[str]] = {}
+    for scan in scans:
+        files.setdefault(scan.name, []).append(str(scan.flair))
+    twice = [f"{name} ({', '.join(flairs)})" for name, flairs in files.items() if len(flairs) > 1]
     if twice:
         raise DatasetError(
-            f"{path}: {', '.join(twice)} (patient_time) stands in it more than once; give each scan its own time"
+            f"{path}: more than one scan of a patient at one time: {'; '.join(twice)}; give each its own time, "
+            "or keep one file of it"
         )
     missing = [str(file) for scan in scans for file in (scan.flair, scan.mask) if not file.is_file()]
     if missing:
@@ -84,11 +89,11 @@ def _read_csv(path: Path) -> list[Scan]:
                 raise DatasetError(
                     f"{path}: has no column {', '.join(absent)}; expected {','.join(COLUMNS)} in its first line"
                 )
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as a CSV file ({error})") from error
     scans = []
-    for line, row in enumerate(rows, 2):
+    for line, row in rows:
         values = {name: (row.get(name) or "").strip() for name in (*COLUMNS, "split")}
         empty = [name for name in COLUMNS if not values[name]]
         if empty:
@@ -127,18 +132,57 @@ def read_pair(scan: Scan) -> tuple[Volume, NDArray[np.bool_]]:
     VolumeError
         If either cannot be read.
     """
-    flair, mask = read_flair(scan.flair), read_volume(scan.mask)
+    flair = read_flair(scan.flair)
+    return flair, read_mask(scan.mask, flair)
+
+
+def read_mask(path: Path, flair: Volume) -> NDArray[np.bool_]:
+    """A lesion mask (X, Y, Z) that lies on a FLAIR volume's grid.
+
+    Raises
+    ------
+    DatasetError
+        If it lies on another.
+    VolumeError
+        If it cannot be read.
+    """
+    mask = read_volume(path)
+    check_same_grid(mask, flair)
+    lesions: NDArray[np.bool_] = mask.data > LESION_OVER
+    return lesions
+
+
+def lesion_slices(scan: Scan) -> int:
+    """How many axial slices of a scan's mask hold a lesion.
+
+    Raises
+    ------
+    VolumeError
+        If the mask cannot be read.
+    """
+    mask = read_volume(scan.mask)
+    others = tuple({0, 1, 2} - {slice_axis(mask.affine)})
+    return int(np.count_nonzero((mask.data > LESION_OVER).any(axis=others)))
+
+
+def check_same_grid(mask: Volume, flair: Volume) -> None:
+    """A mask must have the volume's shape, and its affine place it where the volume is.
+
+    Raises
+    ------
+    DatasetError
+        If it does not.
+    """
     if flair.shape != mask.shape:
         raise DatasetError(
-            f"{scan.mask}: has {'x'.join(map(str, mask.shape))} voxels, {scan.flair} has {'x'.join(map(str, flair.shape))}; "
+            f"{mask.name}: has {'x'.join(map(str, mask.shape))} voxels, {flair.name} has {'x'.join(map(str, flair.shape))}; "
             "resample the mask to the image's grid"
         )
     apart = np.abs(corners_mm(flair.affine, flair.shape) - corners_mm(mask.affine, mask.shape)).max()
     if apart > GRID_TOLERANCE_MM:
         raise DatasetError(
-            f"{scan.mask}: its affine places it up to {apart:.1f} mm from {scan.flair}; resample the mask to the image's grid"
+            f"{mask.name}: its affine places it up to {apart:.1f} mm from {flair.name}; resample the mask to the image's grid"
         )
-    return flair, mask.data > LESION_OVER
 
 
 def prepare_pair(
@@ -170,6 +214,21 @@ def select(scans: Sequence[Scan], patients: Iterable[str], what: str) -> list[Sc
         known = ", ".join(sorted({scan.patient for scan in scans}))
         raise DatasetError(f"{what}: no scan of patient {', '.join(unknown)}; the data set has {known}")
     return [scan for scan in scans if scan.patient in wanted]
+
+
+def select_split(scans: Sequence[Scan], split: str, what: str) -> list[Scan]:
+    """The scans of one split of the table's column.
+
+    Raises
+    ------
+    DatasetError
+        If there is none.
+    """
+    chosen = [scan for scan in scans if scan.split == split]
+    if not chosen:
+        known = ", ".join(sorted({scan.split or "none" for scan in scans}))
+        raise DatasetError(f"{what}: no scan of split {split!r}; the data set has {known}")
+    return chosen
 
 
 def paper_folds(scans: Sequence[Scan]) -> list[dict[str, list[Scan]]]:

@@ -11,7 +11,11 @@ import typer
 
 from lesionrt.runtime.errors import LesionrtError
 
-VERBS = ("segment", "train", "verify", "inspect", "doctor", "export", "import_official", "untrained", "phantom")
+VERBS = (
+    *("segment", "verify", "inspect", "doctor"),
+    *("export", "engine", "import_official", "untrained", "phantom"),
+    *("data", "train", "evaluate", "crossval"),
+)
 
 
 def build() -> typer.Typer:
@@ -25,8 +29,10 @@ def build() -> typer.Typer:
     app.callback()(_version_option)
     for verb in VERBS:
         module: Any = import_module(f"lesionrt.runtime.cli.{verb}")
-        app.command(name=verb.replace("_", "-"))(module.command)
-    app.add_typer(import_module("lesionrt.runtime.cli.engine").app, name="engine")
+        if hasattr(module, "group"):
+            app.add_typer(module.group, name=verb)
+        else:
+            app.command(name=verb.replace("_", "-"))(module.command)
     return app
 
 

@@ -8,15 +8,15 @@ import typer
 
 from lesionrt.runtime.cli.options import BundleArgument, ForceOption
 
-app = typer.Typer(help="Build TensorRT engines into a bundle.", no_args_is_help=True)
+group = typer.Typer(help="Build TensorRT engines into a bundle.", no_args_is_help=True)
 
 
-@app.callback()
+@group.callback()
 def _engine() -> None:
     pass
 
 
-@app.command()
+@group.command()
 def build(
     bundle: BundleArgument,
     flavor: Annotated[

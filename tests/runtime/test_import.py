@@ -11,7 +11,20 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "openvino", "pycuda", "matplotlib"}
-VERBS = ("segment", "verify", "inspect", "doctor", "export", "import-official", "untrained", "phantom")
+VERBS = (
+    "segment",
+    "verify",
+    "inspect",
+    "doctor",
+    "export",
+    "import-official",
+    "untrained",
+    "phantom",
+    "data",
+    "evaluate",
+    "crossval",
+    "train",
+)
 # Put before all else on the path: the named libraries are not installed, as far as Python can tell.
 WITHOUT = """
 import sys

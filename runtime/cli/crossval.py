@@ -1,0 +1,79 @@
+"""`lesionrt crossval`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lesionrt.runtime.cli.options import needs
+
+
+def command(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            help="A CSV file with flair, mask, patient, time, or the ISBI 2015 folder.",
+            metavar="DATASET",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for all folds.", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="default, paper, or a TOML file.")] = "default",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the recipe; may be repeated.", show_default=False)
+    ] = None,
+    folds: Annotated[
+        str, typer.Option(help="patients: each is the test once; paper: the paper's five of ISBI 2015.")
+    ] = "patients",
+    fold: Annotated[
+        list[int] | None, typer.Option(help="Only this fold, from 1; may be repeated.", show_default="all")
+    ] = None,
+    ablation: Annotated[bool, typer.Option("--ablation", help="The four networks of the paper's Table 5.")] = False,
+    evaluate_on: Annotated[
+        Path | None, typer.Option(help="Another data set, on which every fold's model is evaluated too (Table 4).")
+    ] = None,
+) -> None:
+    """Train and evaluate every fold. The same command again continues where it stopped, and keeps what is finished."""
+    from lesionrt.runtime.errors import UsageError
+    from lesionrt.runtime.files import write_atomically
+    from lesionrt.train.dataset import lesion_slices, paper_folds, read_dataset
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("crossval runs in one process; run `lesionrt train` with torchrun for each fold instead")
+    with needs("train"):
+        from lesionrt.train import crossval
+        from lesionrt.train.check import fold_lines, fold_slices
+        from lesionrt.train.crossval_page import crossval_page
+        from lesionrt.train.recipe import load_recipe
+
+    resolved = load_recipe(recipe, settings or ())
+    scans = read_dataset(dataset)
+    other = None if evaluate_on is None else (evaluate_on, read_dataset(evaluate_on))
+    planned = crossval.plan_folds(scans, resolved, out, folds, fold or (), ablation)
+    slices = None
+    if folds == "paper":
+        slices = fold_slices(paper_folds(scans), {scan.name: lesion_slices(scan) for scan in scans})
+        print("\n".join(fold_lines(slices)), file=sys.stderr)
+    crossval.check_plan(planned, resolved, scans, other[1] if other else (), out)
+    for number, one in enumerate(planned, 1):
+        before = f"[{number}/{len(planned)}] {one.variant}, fold {one.number}: "
+
+        def say(text: str, before: str = before) -> None:
+            print(before + text, file=sys.stderr, flush=True)
+
+        crossval.run_fold(one, dataset, out / "cache", other, say)
+        results = crossval.read_results(planned)
+        content = {
+            "json": crossval.summary_json(dataset, resolved, results),
+            "csv": crossval.summary_csv(results),
+            "html": crossval_page(dataset, planned, results, folds == "paper", slices),
+        }
+        targets = {ending: out / f"{crossval.SUMMARY}.{ending}" for ending in content}
+        write_atomically({targets[ending]: text.encode() for ending, text in content.items()})
+    for name, found in crossval.by_variant(results).items():
+        dice = [result.mean("whole_volume", "dice") for result in found]
+        print(f"{name}: {len(found)} folds, whole volumes: mean Dice {sum(dice) / len(dice):.4f}")
+    for ending, path in targets.items():
+        print(f"  {ending:<6}{path}")

@@ -1,0 +1,116 @@
+"""A checkpoint's network on whole volumes: the runtime's own preparation and chunks, computed by PyTorch."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lesionrt.runtime.backends import Arrays
+from lesionrt.runtime.chunks import infer_in_chunks
+from lesionrt.runtime.errors import CheckpointError, UsageError
+from lesionrt.runtime.files import sha256
+from lesionrt.runtime.lesions import find_lesions
+from lesionrt.runtime.prepare import Preparation, prepare_volume
+from lesionrt.runtime.volume import Volume, nonzero_brain
+from lesionrt.train.checkpoint import load_checkpoint
+from lesionrt.train.dataset import Scan
+from lesionrt.train.model import Network
+
+THRESHOLD = 0.5  # as `lesionrt export` writes into a bundle
+
+
+class NetworkBackend:
+    """A network in PyTorch behind the runtime's contract for backends."""
+
+    name = "pytorch"
+    precision = "fp32"
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.library = f"torch {torch.__version__}"
+        self.device = str(next(network.parameters()).device)
+
+    def infer(self, feed: Arrays) -> dict[str, NDArray[np.float32]]:
+        """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W), probabilities."""
+        slices = torch.from_numpy(np.ascontiguousarray(feed["slices"])).to(self.device)
+        with torch.inference_mode():
+            return {"lesion": self.network.forward_stack(slices).cpu().numpy()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def volume_probability(network: Network, preparation: Preparation, flair: Volume) -> NDArray[np.float32]:
+    """Lesion probability (X, Y, Z) on a volume's own grid, 0 outside its brain.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    preparation
+        The model's.
+    flair
+        A skull-stripped volume.
+
+    Raises
+    ------
+    CheckpointError
+        If the network gives anything but numbers.
+    VolumeError
+        If the volume cannot be prepared.
+    """
+    brain = nonzero_brain(flair)
+    prepared = prepare_volume(flair, brain, preparation, network.config.size_multiple)
+    probabilities = infer_in_chunks(NetworkBackend(network), prepared.slices)
+    if not np.isfinite(probabilities).all():
+        raise CheckpointError(f"{flair.name}: the network gave probabilities that are not numbers; train it anew")
+    probability = prepared.restore(probabilities)
+    probability[~brain] = 0
+    return probability
+
+
+class CheckpointModel:
+    """A checkpoint's predictions; a context manager, as other models are."""
+
+    def __init__(self, path: Path, threshold: float | None = None, min_lesion_mm3: float = 0.0) -> None:
+        if threshold is not None and not 0 < threshold < 1:
+            raise UsageError(f"threshold is {threshold}; expected a probability between 0 and 1")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._checkpoint = load_checkpoint(path)
+        self._network = self._checkpoint.network.to(device)
+        self._threshold = THRESHOLD if threshold is None else threshold
+        self._min_lesion_mm3 = min_lesion_mm3
+        model = self._checkpoint.model
+        self.description = {
+            "what": f"checkpoint {path}: {model.name} {model.version}",
+            "kind": "checkpoint",
+            "model": model.as_dict(),
+            "model_sha256": sha256(path),
+            "backend": NetworkBackend.name,
+            "device": str(device),
+            "precision": NetworkBackend.precision,
+            "threshold": self._threshold,
+            "min_lesion_mm3": min_lesion_mm3,
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def __call__(self, scan: Scan, flair: Volume) -> NDArray[np.bool_]:
+        """The mask (X, Y, Z) of a scan."""
+        probability = volume_probability(self._network, self._checkpoint.preparation, flair)
+        mask, _ = find_lesions(probability > self._threshold, probability, flair.affine, self._min_lesion_mm3)
+        return mask
