@@ -8,17 +8,14 @@ interleaved (A B A B ...) after a warm-up of both; the medians are compared.
 
 import json
 import platform
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 
+from lesionrt.benchmarks.interleaved import Array, median_seconds
 from lesionrt.runtime.backends import open_backend
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
@@ -29,8 +26,6 @@ from lesionrt.runtime.volume import nonzero_brain, read_flair
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import WINDOW, Network, lesion_probability, windows_of
 from lesionrt.train.untrained import phantom_slices
-
-Array = NDArray[np.float32]
 
 
 def authors_schedule(network: Network, slices: Array) -> Array:
@@ -46,18 +41,6 @@ def authors_schedule(network: Network, slices: Array) -> Array:
                 states = torch.cat([hidden[-1]] * WINDOW if last else hidden)
             result.append(lesion_probability(network.decode(states, skips))[WINDOW // 2].numpy())
     return np.stack(result)
-
-
-def median_seconds(cases: dict[str, Callable[[], Array]], repeats: int) -> tuple[dict[str, float], dict[str, Array]]:
-    """Median seconds of each case, interleaved after a warm-up, and what each gave."""
-    results = {name: case() for name, case in cases.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(repeats):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            case()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 
 def command(

@@ -3,15 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lesionrt.export.graph import OPSET, export_graph, graph_metadata
+from lesionrt.export.emulation import EMULATED_PRECISION, open_emulated
+from lesionrt.export.graph import OPSETS, export_graph, graph_metadata, parts_in_float32
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.reference import window_probabilities
+from lesionrt.export.stream import export_stream_graph
 from lesionrt.runtime.backends import choose, open_backend
 from lesionrt.runtime.bundle import FORMAT, MANIFEST, REFERENCE, VERSION, load_bundle
 from lesionrt.runtime.errors import OutputError, ParityError
@@ -23,6 +26,7 @@ from lesionrt.train.untrained import phantom_slices
 
 THRESHOLD = 0.5
 STACKS = (1, 2, 6)  # output slices
+STREAMED = ("fp32",)  # half precision is for GPUs, which take a volume at once
 PROOF_BACKEND = "cpu"
 
 Say = Callable[[str], None]
@@ -37,6 +41,7 @@ def export_bundle(
     slices: np.ndarray | None = None,
     force: bool = False,
     say: Say = lambda text: None,
+    card: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Write a bundle, compare each graph with PyTorch, and keep the bundle only if all agree.
 
@@ -57,6 +62,8 @@ def export_bundle(
         Replace an existing bundle.
     say
         Told what is going on.
+    card
+        As :func:`lesionrt.export.card.read_card` gives it.
 
     Returns
     -------
@@ -81,7 +88,7 @@ def export_bundle(
     try:
         try:
             partial.mkdir(parents=True)
-            rows = _build(checkpoint, checkpoint_sha256, partial, precisions, tolerances, slices, say)
+            rows = _build(checkpoint, checkpoint_sha256, partial, precisions, tolerances, slices, say, card or {})
             _replace(out, partial)
         except OSError as error:
             raise OutputError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
@@ -98,6 +105,7 @@ def _build(
     tolerances: dict[str, Tolerance],
     slices: np.ndarray | None,
     say: Say,
+    card: dict[str, Any],
 ) -> list[dict[str, Any]]:
     network, multiple = checkpoint.network, checkpoint.network.config.size_multiple
     say("PyTorch float32, window by window, on phantom slices")
@@ -112,18 +120,24 @@ def _build(
         ranges = _checked_ranges(
             checkpoint, large if slices is None else slices, "phantom" if slices is None else "a real scan", say
         )
-    graphs = {}
+    wide = [] if ranges is None else ranges["in_float32"]
+    in_float32 = {precision: parts_in_float32(network, precision, wide) for precision in precisions}
+    graphs, streams = {}, {}
     for precision in precisions:
         say(f"ONNX graph, {precision}")
         graphs[precision] = f"model_{precision}.onnx"
-        export_graph(
-            network, precision, folder / graphs[precision], graph_metadata(network, checkpoint_sha256, precision)
-        )
+        metadata = graph_metadata(network, checkpoint_sha256, precision)
+        export_graph(network, precision, folder / graphs[precision], metadata, in_float32[precision])
+        if precision in STREAMED:
+            say(f"ONNX graph that streams, {precision}")
+            streams[precision] = f"stream_{precision}.onnx"
+            export_stream_graph(network, folder / streams[precision], metadata, folder / graphs[precision])
 
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "model": checkpoint.model.as_dict(),
+        "model": {**checkpoint.model.as_dict(), **card.get("model", {})},
+        "card": {key: value for key, value in card.items() if key != "model"},
         "network": network.config.as_dict(),
         "input": {
             **checkpoint.preparation.as_dict(),
@@ -132,17 +146,27 @@ def _build(
         },
         "threshold": THRESHOLD,
         "graphs": graphs,
-        "opset": OPSET,
+        "opset": max(OPSETS[precision] for precision in precisions),
         "checkpoint": {"sha256": checkpoint_sha256},
         "versions": {name: version(name) for name in ("lesionrt", "torch", "onnx", "onnxscript", "numpy")},
         "attention_products": ranges,
-        "files": {name: _entry(folder / name) for name in (*graphs.values(), REFERENCE)},
+        "in_float32": in_float32,
+        "files": {name: _entry(folder / name) for name in (*graphs.values(), *streams.values(), REFERENCE)},
     }
     _write_manifest(manifest, folder)
     rows: list[dict[str, Any]] = []
+    references = [
+        Reference(stack, lesion, checkpoint_sha256, "x".join(map(str, stack.shape[2:])))
+        for stack, lesion in zip((large, small), probabilities, strict=True)
+    ]
     for precision in precisions:
         say(f"parity, {precision}")
-        rows += _prove(folder, precision, tolerances[precision], (large, small), probabilities, checkpoint_sha256)
+        rows += _prove(folder, precision, tolerances[precision], references)
+    manifest["stream_graphs"] = streams
+    _write_manifest(manifest, folder)
+    for precision in streams:
+        say(f"parity of the graph that streams, {precision}")
+        rows += _prove_stream(folder, precision, tolerances[precision], references)
     failed = [row for row in rows if row["findings"]]
     if failed:
         raise ParityError(
@@ -152,24 +176,35 @@ def _build(
     return rows
 
 
-def _prove(
-    folder: Path,
-    precision: str,
-    tolerance: Tolerance,
-    stacks: Sequence[np.ndarray],
-    probabilities: Sequence[np.ndarray],
-    checkpoint_sha256: str,
-) -> list[dict[str, Any]]:
+def _prove(folder: Path, precision: str, tolerance: Tolerance, references: Sequence[Reference]) -> list[dict[str, Any]]:
     """One graph against PyTorch, at every length of stack and both sizes."""
     bundle = load_bundle(folder)
     rows = []
-    with open_backend(PROOF_BACKEND, bundle, precision) as backend:
-        for slices, lesion in zip(stacks, probabilities, strict=True):
+    with (
+        open_emulated(bundle)
+        if precision == EMULATED_PRECISION
+        else open_backend(PROOF_BACKEND, bundle, precision) as backend
+    ):
+        for whole in references:
             for count in STACKS:
-                what = f"{count} output slices of {slices.shape[2]}x{slices.shape[3]}"
-                part = Reference(slices[: count + 2], lesion[:count], checkpoint_sha256, what)
+                what = f"{count} output slices of {whole.source}"
+                part = replace(whole, slices=whole.slices[: count + 2], lesion=whole.lesion[:count], source=what)
                 # In one run: a chunked one would show the graph shorter stacks only.
                 rows.append(compare_backend(bundle, backend, part, tolerance, chunk=count))
+    return rows
+
+
+def _prove_stream(
+    folder: Path, precision: str, tolerance: Tolerance, references: Sequence[Reference]
+) -> list[dict[str, Any]]:
+    """The graph that takes and gives its state against PyTorch, at every length of chunk and both sizes."""
+    bundle = load_bundle(folder)
+    rows = []
+    with open_backend(PROOF_BACKEND, bundle, precision) as backend:
+        for whole in references:
+            for chunk in STACKS:
+                what = f"{len(whole.lesion)} output slices of {whole.source}, streamed {chunk} at a time"
+                rows.append(compare_backend(bundle, backend, replace(whole, source=what), tolerance, chunk))
     return rows
 
 
@@ -181,12 +216,13 @@ def _checked_ranges(checkpoint: Checkpoint, slices: np.ndarray, source: str, say
         listed = "\n".join(f"  {found.name}: largest magnitude {found.largest:.4g}" for found in overflown)
         raise ParityError(
             f"squeeze-and-attention products overflow half precision (largest number 65504) on slices of {source}; "
-            f"no bundle was written; export with --precision fp32 alone\n{listed}"
+            f"no bundle was written; export with --precision fp32, or with bf16, whose range is float32's\n{listed}"
         )
     return {
         "slices": source,
         "largest": max(found.largest for found in ranges),
         "blocks": {found.name: found.largest for found in ranges},
+        "in_float32": [found.name for found in ranges if found.large],
         "note": EMULATED,
     }
 

@@ -14,6 +14,10 @@ from lesionrt.runtime.chunks import default_chunk
 from lesionrt.runtime.prepare import HALO
 from lesionrt.train.model import Network, SqueezeAttention
 
+LARGEST_HALF = 65504.0
+# Other patients' products are larger than those that were looked at: what comes this near is not left to float16.
+MARGIN = 8.0
+
 
 @dataclass(frozen=True)
 class ProductRange:
@@ -32,6 +36,11 @@ class ProductRange:
     name: str
     largest: float
     finite_in_half: bool
+
+    @property
+    def large(self) -> bool:
+        """Whether the product comes within a factor of 8 of float16's largest number."""
+        return self.largest * MARGIN > LARGEST_HALF
 
 
 def product_ranges(network: Network, slices: NDArray[np.float32]) -> list[ProductRange]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError, InputError
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.prepare import Preparation
@@ -98,6 +99,22 @@ class Bundle:
             raise BundleError(f"{self.path}: has no {precision} graph, only {', '.join(self.precisions)}")
         return self.checked(self.manifest["graphs"][precision])
 
+    def stream_graph(self, precision: str) -> Path | None:
+        """The ONNX file of a precision that takes and gives the state between chunks; None if there is none.
+
+        Its weights lie in the file of :meth:`graph`; both are checked.
+
+        Raises
+        ------
+        BundleError
+            If one of them is not the file that was exported.
+        """
+        name = self.manifest.get("stream_graphs", {}).get(precision)
+        if name is None:
+            return None
+        self.graph(precision)
+        return self.checked(name)
+
     def checked(self, name: str) -> Path:
         """A file of the bundle, if it is what the manifest says.
 
@@ -181,9 +198,13 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         raise BundleError("names no graph")
     if unknown:
         raise BundleError(f"has graphs of precision {', '.join(unknown)}; expected some of {', '.join(PRECISIONS)}")
-    unlisted = [name for name in (*graphs.values(), REFERENCE) if name not in manifest["files"]]
+    streams = manifest.get("stream_graphs", {})
+    if not isinstance(streams, dict) or not set(streams) <= set(graphs):
+        raise BundleError(f"stream_graphs is {streams!r}; expected a file for some of {', '.join(graphs)}")
+    unlisted = [name for name in (*graphs.values(), *streams.values(), REFERENCE) if name not in manifest["files"]]
     if unlisted:
         raise BundleError(f"names {', '.join(map(repr, unlisted))}, of which it has no sha256")
+    engines_of(manifest)
     if not 0 < float(manifest["threshold"]) < 1:
         raise BundleError(f"threshold is {manifest['threshold']!r}; expected a probability between 0 and 1")
     multiple = manifest["input"]["size_multiple"]

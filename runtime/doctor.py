@@ -9,7 +9,20 @@ from lesionrt.runtime.backends.gpu import gpus
 from lesionrt.runtime.backends.onnx_session import conflict
 from lesionrt.runtime.errors import UnavailableError
 
-PACKAGES = ("lesionrt", "numpy", "scipy", "nibabel", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnxscript")
+PACKAGES = (
+    "lesionrt",
+    "numpy",
+    "scipy",
+    "nibabel",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pycuda",
+    "torch",
+    "onnx",
+    "onnxscript",
+)
 
 
 def examine() -> dict[str, Any]:

@@ -16,6 +16,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of(content: bytes) -> str:
+    """SHA-256 of bytes, as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def write_atomically(files: Mapping[Path, bytes]) -> None:
     """Write files that belong together: all beside their targets first, then each renamed into place.
 

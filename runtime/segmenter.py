@@ -112,7 +112,7 @@ class Segmenter:
         self.threshold = self.bundle.threshold if threshold is None else threshold
         self.min_lesion_mm3 = min_lesion_mm3
         self.chunk = chunk
-        name, self.chosen_because = backends.choose(backend)
+        name, self.chosen_because = backends.choose(backend, self.bundle)
         start = time.perf_counter()
         self.backend: Backend = backends.open_backend(name, self.bundle, threads=threads).__enter__()
         self.load_seconds = time.perf_counter() - start
@@ -186,7 +186,8 @@ class Segmenter:
     def _warnings(self, volume: Volume, brain_mask: Volume | None) -> list[str]:
         skull = skull_warning(volume) if brain_mask is None else None
         untrained = None if self.bundle.model.trained else UNTRAINED
-        return [*volume.warnings, *(text for text in (skull, untrained) if text is not None)]
+        of_backend = getattr(self.backend, "warnings", ())
+        return [*volume.warnings, *(text for text in (skull, untrained) if text is not None), *of_backend]
 
     def _found(self, volume: Volume, brain_mask: Volume | None, lesions: list[Lesion]) -> dict[str, Any]:
         return {

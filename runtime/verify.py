@@ -1,6 +1,6 @@
 """A bundle checked against reference probabilities, without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,10 +14,17 @@ from lesionrt.runtime.parity import Reference, Tolerance, compare
 EMULATED = "half precision is emulated on the CPU: this shows rounding, not overflow or half-precision accumulation"
 
 
+Opener = Callable[[str, Bundle, str], Backend]
+
+
 def verify(
-    bundle: Bundle, reference: Reference, backend: str, tolerances: Mapping[str, Tolerance]
+    bundle: Bundle,
+    reference: Reference,
+    backend: str,
+    tolerances: Mapping[str, Tolerance],
+    opener: Opener = open_backend,
 ) -> list[dict[str, Any]]:
-    """Run the graphs of some precisions on a reference's slices and compare.
+    """Run the graphs or engines of some precisions on a reference's slices and compare.
 
     Parameters
     ----------
@@ -29,6 +36,8 @@ def verify(
         Its name, as :func:`lesionrt.runtime.backends.choose` gives it.
     tolerances
         By precision; these precisions are run.
+    opener
+        Loads them.
 
     Returns
     -------
@@ -47,7 +56,7 @@ def verify(
         )
     rows = []
     for precision, tolerance in tolerances.items():
-        with open_backend(backend, bundle, precision) as network:
+        with opener(backend, bundle, precision) as network:
             rows.append(compare_backend(bundle, network, reference, tolerance))
     return rows
 
@@ -58,7 +67,7 @@ def compare_backend(
     """One loaded network against a reference, as a row of plain values."""
     candidate = infer_in_chunks(backend, reference.slices, chunk)
     comparison = compare(reference.lesion, candidate, bundle.threshold, bundle.preparation.spacing_mm**3)
-    notes = [EMULATED] if backend.name == "cpu" and backend.precision == "fp16" else []
+    notes = [EMULATED] if backend.name == "cpu" and backend.precision in ("fp16", "bf16") else []
     exported = bundle.manifest["checkpoint"]["sha256"]
     if reference.checkpoint_sha256 != exported:
         notes.append(
@@ -69,6 +78,7 @@ def compare_backend(
         "backend": backend.name,
         "library": backend.library,
         "device": backend.device,
+        "engine": getattr(backend, "engine_file", None),
         "what": reference.source,
         "tolerance": asdict(tolerance),
         "masks_count": bundle.model.trained,

@@ -1,8 +1,9 @@
 """FC-DenseNet with squeeze-and-attention and ConvLSTM (Rondinella et al. 2023, section 3.3).
 
 The network reads three consecutive axial FLAIR slices and gives the lesion probability of the centre
-one.  It has two forwards with the same numbers: on windows of three slices, as the paper describes it,
-and on a stack of consecutive slices in one pass, in which no slice is encoded twice.
+one.  It has three forwards with the same numbers: on windows of three slices, as the paper describes it;
+on a stack of consecutive slices in one pass, in which no slice is encoded twice; and on a stack that comes
+piece by piece, in which the last two slices' encoding is passed on.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from lesionrt.runtime.errors import CheckpointError
 
 WINDOW = 3  # consecutive slices (paper, section 3.3)
 CLASSES = 2  # background, lesion
+GATES = 4  # input, forget, output, cell
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class DenseBlock(nn.Module):
     def __init__(self, channels: int, config: NetworkConfig, keep_input: bool) -> None:
         super().__init__()
         self.keep_input = keep_input
+        self.channels = channels * keep_input + config.layers * config.growth_rate  # that it passes on
         self.layers = nn.ModuleList(
             DenseLayer(channels + i * config.growth_rate, config.growth_rate, config.dropout)
             for i in range(config.layers)
@@ -145,7 +148,12 @@ class SqueezeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, h, w) to the same shape; h and w even."""
         y = F.interpolate(self.squeeze(F.avg_pool2d(x, 2)), scale_factor=2.0, mode="nearest")
-        return y * self.residual(x) + y
+        return self.product(y, self.residual(x))
+
+    @staticmethod
+    def product(y: Tensor, r: Tensor) -> Tensor:
+        """``y * r + y``; unbounded, so an export may compute it in another precision than the rest."""
+        return y * r + y
 
 
 class TransitionDown(nn.Module):
@@ -185,7 +193,7 @@ class ConvLSTM(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.gates = nn.Conv2d(2 * channels, 4 * channels, 3, padding=1, bias=False)
+        self.gates = nn.Conv2d(2 * channels, GATES * channels, 3, padding=1, bias=False)
 
     def forward(self, windows: Tensor) -> list[Tensor]:
         """Features (batch, 3, C, h, w) to the hidden state (batch, C, h, w) after each slice, step by step."""
@@ -197,13 +205,16 @@ class ConvLSTM(nn.Module):
             states.append(hidden)
         return states
 
-    def stack(self, features: Tensor, readout: str) -> Tensor:
-        """Features (n, C, h, w) of consecutive slices to hidden states (n - 2, C, h, w), all windows at once."""
-        from_input, from_hidden = self.gates.weight[:, : self.channels], self.gates.weight[:, self.channels :]
-        gates = F.conv2d(features, from_input, padding=1)  # (n, 4C, h, w)
+    def input_gates(self, features: Tensor) -> Tensor:
+        """Features (n, C, h, w) to what they give to the gates (n, 4C, h, w), in whichever window a slice stands."""
+        return F.conv2d(features, self.gates.weight[:, : self.channels], padding=1)
+
+    def stack(self, gates: Tensor, readout: str) -> Tensor:
+        """Input gates (n, 4C, h, w) of consecutive slices to hidden states (n - 2, C, h, w), all windows at once."""
+        from_hidden = self.gates.weight[:, self.channels :]
         # Static shifts of the stack are its windows. The state before the first slice is zero: there is no hidden
         # state to convolve and nothing to forget.
-        i, _, o, g = gates[:-2].chunk(4, 1)
+        i, _, o, g = gates[:-2].chunk(GATES, 1)
         cell = torch.sigmoid(i) * torch.tanh(g)
         hidden = torch.sigmoid(o) * torch.tanh(cell)
         hidden, cell = self._step(gates[1:-1] + F.conv2d(hidden, from_hidden, padding=1), cell)
@@ -213,7 +224,7 @@ class ConvLSTM(nn.Module):
 
     @staticmethod
     def _step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        i, f, o, g = gates.chunk(4, 1)
+        i, f, o, g = gates.chunk(GATES, 1)
         cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(cell), cell
 
@@ -280,7 +291,41 @@ class Network(nn.Module):
 
     def stack_logits(self, slices: Tensor) -> Tensor:
         """A stack (n, 1, H, W) to logits (n - 2, 2, H, W) of all slices but the first and last, in one pass."""
+        return self._decode_centres(self._encode_once(slices))
+
+    def stream_logits(self, slices: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The next slices of a stack to logits: each slice is encoded once, however the stack is cut.
+
+        Parameters
+        ----------
+        slices
+            (n, 1, H, W); at least 3 at the start of a stack, then at least 1.
+        state
+            What :meth:`stream_logits` gave for the slices before, of the shapes in :meth:`state_channels`;
+            at the start of a stack of no slices (0, C, h, w).
+
+        Returns
+        -------
+        Logits (n, 2, H, W), at the start (n - 2, 2, H, W), of the slices that have both neighbours now, and the
+        next state, of the last two slices.
+        """
+        encoded = [torch.cat([before, new]) for before, new in zip(state, self._encode_once(slices), strict=True)]
+        return self._decode_centres(encoded), [part[1 - WINDOW :] for part in encoded]
+
+    def state_channels(self) -> dict[int, int]:
+        """Pixels per value along height and width, and channels, of each part of the state."""
+        bottleneck = self.bottleneck.channels * (1 if self.convlstm is None else GATES)
+        skips = {2**level: dense.channels for level, dense in enumerate(self.dense_down)}
+        return {**skips, self.config.size_multiple: bottleneck}
+
+    def _encode_once(self, slices: Tensor) -> list[Tensor]:
+        """What the windows share: skip connections, finest first, and input gates (or features) at the bottleneck."""
         features, skips = self.encode(slices)
+        return [*skips, features if self.convlstm is None else self.convlstm.input_gates(features)]
+
+    def _decode_centres(self, encoded: list[Tensor]) -> Tensor:
+        """What :meth:`_encode_once` gives of n slices to logits (n - 2, 2, H, W) of all but the first and last."""
+        *skips, features = encoded
         hidden = features[1:-1] if self.convlstm is None else self.convlstm.stack(features, self.config.readout)
         return self.decode(hidden, [skip[1:-1] for skip in skips])
 
@@ -303,6 +348,11 @@ class Network(nn.Module):
     def forward_stack(self, slices: Tensor) -> Tensor:
         """A stack of consecutive slices (n, 1, H, W) to lesion probabilities (n - 2, H, W)."""
         return lesion_probability(self.stack_logits(slices))
+
+    def forward_stream(self, slices: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The next slices of a stack and :meth:`stream_logits`'s state to lesion probabilities and the next state."""
+        logits, state = self.stream_logits(slices, state)
+        return lesion_probability(logits), state
 
 
 def lesion_probability(logits: Tensor) -> Tensor:

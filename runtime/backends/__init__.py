@@ -1,10 +1,10 @@
 """Interchangeable ways to run a bundle's network, behind one small contract."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,11 @@ from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.float32]]
-# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`.
+# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`; those that run engines, which
+# are built for one device, also have `engine_problem` and `precisions`.
 _MODULES = {
+    "tensorrt": "lesionrt.runtime.backends.engine_tensorrt",
+    "rtx": "lesionrt.runtime.backends.engine_rtx",
     "cuda": "lesionrt.runtime.backends.onnx_cuda",
     "cpu": "lesionrt.runtime.backends.onnx_cpu",
 }
@@ -52,6 +55,20 @@ class Backend(Protocol):
     ) -> None: ...
 
 
+# The next slices (n, 1, H, W) of one stack, at least 3 at first, to the probabilities of those that now have both
+# neighbours: (n - 2, H, W) at first, then (n, H, W).
+Stream = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@runtime_checkable
+class StreamingBackend(Backend, Protocol):
+    """A backend that keeps what it computed of the last slices, so that a stack may come in pieces."""
+
+    def stream(self) -> Stream:
+        """Begin a stack."""
+        ...
+
+
 @dataclass(frozen=True)
 class Probe:
     """Whether a backend can run here.
@@ -71,19 +88,32 @@ class Probe:
     remedy: str | None = None
 
 
-def probe(name: str) -> Probe:
-    """Look whether a backend can run here, without loading a model."""
-    result: Probe = import_module(_MODULES[name]).probe()
-    return result
+def probe(name: str, bundle: Bundle | None = None) -> Probe:
+    """Look whether a backend can run here, and this bundle with it; nothing is loaded."""
+    module = import_module(_MODULES[name])
+    result: Probe = module.probe()
+    if bundle is None or result.problem is not None or not hasattr(module, "engine_problem"):
+        return result
+    lacking = module.engine_problem(bundle)
+    return result if lacking is None else replace(result, problem=lacking[0], remedy=lacking[1])
 
 
-def choose(name: str) -> tuple[str, str]:
+def precisions(name: str, bundle: Bundle) -> list[str]:
+    """In which precisions a backend that can run here runs a bundle, the most exact first."""
+    module = import_module(_MODULES[name])
+    found: list[str] = module.precisions(bundle) if hasattr(module, "precisions") else bundle.precisions
+    return found
+
+
+def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
     """The backend to use and why.
 
     Parameters
     ----------
     name
         A backend's name, or ``auto`` for the fastest that can run here.
+    bundle
+        What it is to run; without one, backends that need an engine count as able to run.
 
     Raises
     ------
@@ -93,7 +123,7 @@ def choose(name: str) -> tuple[str, str]:
         If it cannot run here.
     """
     if name == "auto":
-        probes = [probe(candidate) for candidate in NAMES]
+        probes = [probe(candidate, bundle) for candidate in NAMES]
         for index, candidate in enumerate(probes):
             if candidate.problem is None:
                 passed = "".join(f"; not {other.name}: {other.problem}" for other in probes[:index])
@@ -102,7 +132,7 @@ def choose(name: str) -> tuple[str, str]:
         raise UnavailableError(f"no backend can run here:\n{reasons}")
     if name not in _MODULES:
         raise UsageError(f"backend {name!r} is not known; expected auto, {', '.join(NAMES)}")
-    found = probe(name)
+    found = probe(name, bundle)
     if found.problem is not None:
         raise UnavailableError(f"backend {name} cannot run here: {found.problem}. {found.remedy}")
     return name, "asked for"
@@ -118,7 +148,7 @@ def open_backend(name: str, bundle: Bundle, precision: str | None = None, thread
     bundle
         The model.
     precision
-        Of the graph; None for float32 where the bundle has it, else for what it has.
+        Of graph or engine; None for the most exact that the backend has of it.
     threads
         On the CPU; None for one a core.
 
@@ -130,6 +160,7 @@ def open_backend(name: str, bundle: Bundle, precision: str | None = None, thread
         If the library does not accept the device.
     """
     if precision is None:
-        precision = "fp32" if "fp32" in bundle.precisions else bundle.precisions[0]
-    opener: Callable[[Bundle, str, int | None], Backend] = import_module(_MODULES[name]).open_backend
+        had = precisions(name, bundle)
+        precision = "fp32" if "fp32" in had else had[0] if had else None
+    opener: Callable[[Bundle, str | None, int | None], Backend] = import_module(_MODULES[name]).open_backend
     return opener(bundle, precision, threads)

@@ -31,4 +31,4 @@ def open_backend(bundle: Bundle, precision: str, threads: int | None) -> Backend
     """Load a bundle's graph."""
     # CUDA and cuDNN come as Python packages with the `gpu` extra; ONNX Runtime must be told to load them.
     load().preload_dlls()
-    return OnnxSession(NAME, gpus()[0], bundle, precision, (PROVIDER, OPTIONS), threads)
+    return OnnxSession(NAME, gpus()[0], bundle.graph(precision), precision, (PROVIDER, OPTIONS), threads)

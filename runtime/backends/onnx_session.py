@@ -1,7 +1,10 @@
 """What the ONNX Runtime backends share: one session on one execution provider."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Arrays, Probe
-from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import BundleError, UnavailableError
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -71,7 +73,7 @@ class OnnxSession:
         self,
         name: str,
         device: str,
-        bundle: Bundle,
+        graph: Path,
         precision: str,
         provider: str | tuple[str, dict[str, Any]],
         threads: int | None,
@@ -84,7 +86,6 @@ class OnnxSession:
         options.enable_mem_pattern = False  # with stacks of any length it plans for nothing and doubles the memory
         if threads is not None:
             options.intra_op_num_threads = threads
-        graph = bundle.graph(precision)
         try:
             session = ort.InferenceSession(graph, options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions share no base
@@ -95,17 +96,28 @@ class OnnxSession:
             raise UnavailableError(
                 f"ONNX Runtime did not accept {wanted}, only {', '.join(session.get_providers())}; see `lesionrt doctor`"
             )
-        names = [[value.name for value in values] for values in (session.get_inputs(), session.get_outputs())]
-        if names != [["slices"], ["lesion"]]:
-            raise BundleError(f"{graph}: its inputs and outputs are {names}; expected slices and lesion")
+        self._check_names(
+            graph, *([value.name for value in found()] for found in (session.get_inputs, session.get_outputs))
+        )
         self.name, self.device, self.precision = name, device, precision
         self.library = f"onnxruntime {ort.__version__}"
         self._session: Any = session
 
     def infer(self, feed: Arrays) -> dict[str, NDArray[np.float32]]:
         """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W)."""
-        try:
+        with self.failures():
             return {"lesion": self._session.run(["lesion"], dict(feed))[0]}
+
+    @staticmethod
+    def _check_names(graph: Path, inputs: list[str], outputs: list[str]) -> None:
+        if (inputs, outputs) != (["slices"], ["lesion"]):
+            raise BundleError(f"{graph}: its inputs and outputs are {[inputs, outputs]}; expected slices and lesion")
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """ONNX Runtime's exceptions while it computes, as ours."""
+        try:
+            yield
         except Exception as error:
             raise UnavailableError(
                 f"ONNX Runtime failed on {self.device} ({_first_line(error)}); try a smaller --chunk"

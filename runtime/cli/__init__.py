@@ -12,8 +12,9 @@ import typer
 from lesionrt.runtime.errors import LesionrtError
 
 VERBS = (
-    *("segment", "verify", "inspect", "doctor", "export", "import_official", "untrained", "phantom"),
-    *("train", "data", "evaluate", "crossval"),
+    *("segment", "verify", "inspect", "doctor"),
+    *("export", "engine", "import_official", "untrained", "phantom"),
+    *("data", "train", "evaluate", "crossval"),
 )
 
 

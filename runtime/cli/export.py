@@ -21,11 +21,14 @@ def command(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to export.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="The bundle's folder.", show_default=False)],
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32 or fp16; may be repeated.", show_default="fp32")
+        list[str] | None, typer.Option(help="fp32, fp16 or bf16; may be repeated.", show_default="fp32")
     ] = None,
     flair: Annotated[
         Path | None,
         typer.Option("--input", help="FLAIR volume on which to look at fp16's range.", show_default="a phantom"),
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="Model card (TOML) to keep in the manifest.", show_default=False)
     ] = None,
     max_difference: MaxDifference = None,
     percentile_difference: PercentileDifference = None,
@@ -38,6 +41,7 @@ def command(
         import onnxscript  # noqa: F401 (what the exporter needs, and would ask for only after minutes)
 
         from lesionrt.export.bundle import export_bundle
+        from lesionrt.export.card import read_card
         from lesionrt.export.graph import DTYPES
         from lesionrt.train.checkpoint import load_checkpoint
     from lesionrt.runtime.errors import UsageError
@@ -52,6 +56,7 @@ def command(
         raise UsageError(f"precision {', '.join(unknown)} is not known; expected {' or '.join(DTYPES)}")
     if flair is not None and "fp16" not in precisions:
         raise UsageError("--input is where to look at half precision's range; it goes with --precision fp16")
+    described = None if card is None else read_card(card)
     loaded = load_checkpoint(checkpoint)
     slices = None
     if flair is not None:
@@ -69,6 +74,7 @@ def command(
         slices,
         force,
         say=lambda text: print(f"{text} ...", file=sys.stderr),
+        card=described,
     )
     print("\n".join(summary_lines(rows)))
     print(f"{out}: written, {', '.join(precisions)}")

@@ -45,6 +45,10 @@ def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
         print(f"  {section:<12} {', '.join(f'{name} {value}' for name, value in manifest[section].items())}")
     print(f"  threshold    {manifest['threshold']}")
     print(f"  opset        {manifest['opset']}")
+    for section, text in manifest.get("card", {}).items():
+        lines = [f"{scan}: {figure}" for scan, figure in text.items()] if isinstance(text, dict) else [text]
+        for line in lines:
+            print(f"  {section:<12} {line}")
     products = manifest.get("attention_products")
     if products:
         print(f"  attention    largest product {products['largest']:.4g} on slices of {products['slices']}")

@@ -3,13 +3,14 @@
 import json
 import math
 import sys
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lesionrt.runtime.cli.options import (
-    BackendOption,
     BundleArgument,
     ForceOption,
     JsonOption,
@@ -23,13 +24,16 @@ from lesionrt.runtime.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from lesionrt.runtime.backends import Backend
     from lesionrt.runtime.bundle import Bundle
     from lesionrt.runtime.parity import Reference
 
 
 def command(
     bundle: BundleArgument,
-    backend: BackendOption = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto, tensorrt, rtx, cuda or cpu; or all: every one that can run here.")
+    ] = "auto",
     precision: Annotated[
         list[str] | None, typer.Option(help="May be repeated.", show_default="all of the bundle")
     ] = None,
@@ -50,14 +54,22 @@ def command(
     percentile_difference: PercentileDifference = None,
     min_dice: MinDice = None,
     max_flipped: MaxFlipped = None,
+    bisect: Annotated[
+        bool,
+        typer.Option("--bisect", help="Name the nodes at which half precision leaves float32, on the CPU; needs onnx."),
+    ] = False,
+    bisect_tolerance: Annotated[
+        float | None,
+        typer.Option(help="Share of a node's largest magnitude.", min=0, show_default="fp16 0.01, bf16 0.08"),
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a bundle with PyTorch's probabilities; out of tolerance is exit code 5."""
-    from lesionrt.runtime.backends import choose
     from lesionrt.runtime.bundle import REFERENCE, load_bundle
     from lesionrt.runtime.errors import ParityError, UsageError
     from lesionrt.runtime.parity import TOLERANCES, load_reference, report_lines
+    from lesionrt.runtime.parity_table import table_lines
     from lesionrt.runtime.verify import verify
 
     computed = reference is not None and reference.suffix != ".npz"
@@ -70,29 +82,115 @@ def command(
     if save_reference is not None:
         check_new(save_reference, force)
     loaded = load_bundle(bundle)
-    precisions = list(dict.fromkeys(precision or loaded.precisions))
-    missing = [name for name in precisions if name not in loaded.precisions]
-    if missing:
-        raise UsageError(f"{bundle} has no {', '.join(missing)} graph, only {', '.join(loaded.precisions)}")
-    name, why = choose(backend)
+    plan = _plan(loaded, backend, precision)
     if reference is None:
         known = load_reference(loaded.checked(REFERENCE))
     elif computed:
         known = _from_checkpoint(loaded, reference, flair, save_reference)
     else:
         known = load_reference(reference)
-    bounds = tolerances(TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped)
-    rows = verify(loaded, known, name, bounds)
+    if bisect:
+        _bisect(loaded, known, precision, bisect_tolerance, as_json)
+        return
+    rows = []
+    for name, precisions in plan.precisions.items():
+        bounds = tolerances(TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped)
+        rows += verify(loaded, known, name, bounds, _open)
     passed = not any(row["findings"] for row in rows)
     if as_json:
         # JSON has no NaN: what is not a number is null.
         plain = [{**row, "comparison": {name: _or_null(n) for name, n in row["comparison"].items()}} for row in rows]
-        report = {"bundle": str(bundle), "model": loaded.model.as_dict(), "backend_chosen": why}
+        report = {"bundle": str(bundle), "model": loaded.model.as_dict(), "backend_chosen": plan.why}
+        report["left_out"] = plan.left_out
         print(json.dumps({**report, "passed": passed, "results": plain}, allow_nan=False))
     else:
         print("\n".join(report_lines(rows)))
+        if len(rows) > 1:
+            print("\n".join(table_lines(rows)))
+        for left_out, reason in plan.left_out.items():
+            print(f"not compared: {left_out}: {reason}", file=sys.stderr)
         print(f"{bundle}: {'within' if passed else 'OUT OF'} tolerance")
     if not passed:
+        raise typer.Exit(ParityError.exit_code)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is compared: precisions by backend, why these, and what cannot be with the reason."""
+
+    precisions: dict[str, list[str]]
+    why: str
+    left_out: dict[str, str]
+
+
+def _plan(bundle: "Bundle", backend: str, asked: list[str] | None) -> _Plan:
+    from lesionrt.runtime.backends import NAMES, choose, precisions, probe
+    from lesionrt.runtime.errors import UnavailableError, UsageError
+
+    left_out = {}
+    if backend == "all":
+        probes = [probe(name, bundle) for name in NAMES]
+        names = [found.name for found in probes if found.problem is None]
+        left_out = {found.name: f"{found.problem}. {found.remedy}" for found in probes if found.problem is not None}
+        why = "all that can run here"
+        if not names:
+            raise UnavailableError("no backend can run here:\n" + "\n".join(map(": ".join, left_out.items())))
+    else:
+        name, why = choose(backend, bundle)
+        names = [name]
+    had = {name: precisions(name, bundle) for name in names}
+    known = list(dict.fromkeys(precision for each in had.values() for precision in each))
+    missing = [precision for precision in asked or () if precision not in known]
+    if missing:
+        raise UsageError(f"{bundle.path} has no {', '.join(missing)} for {', '.join(names)}, only {', '.join(known)}")
+    if not asked and "bf16" in had.get("cpu", ()) and find_spec("onnx") is None:
+        had["cpu"].remove("bf16")
+        left_out["cpu bf16"] = "emulating it needs onnx. Run: pip install 'lesionrt[export]'"
+    wanted = {name: [precision for precision in each if not asked or precision in asked] for name, each in had.items()}
+    return _Plan({name: each for name, each in wanted.items() if each}, why, left_out)
+
+
+def _open(name: str, bundle: "Bundle", precision: str) -> "Backend":
+    """ONNX Runtime's CPU has no bfloat16: there it is emulated."""
+    from lesionrt.runtime.backends import open_backend
+
+    if (name, precision) != ("cpu", "bf16"):
+        return open_backend(name, bundle, precision)
+    with needs("export"):
+        from lesionrt.export.emulation import open_emulated
+    return open_emulated(bundle)
+
+
+def _bisect(
+    bundle: "Bundle", known: "Reference", asked: list[str] | None, tolerance: float | None, as_json: bool
+) -> None:
+    """Print the nodes at which half-precision graphs leave the float32 one; some is exit code 5."""
+    with needs("export"):
+        from lesionrt.export.bisect import TOLERANCES, bisect, report
+    from lesionrt.runtime.errors import ParityError, UsageError
+
+    halves = [precision for precision in asked or bundle.precisions if precision in TOLERANCES]
+    if not halves or "fp32" not in bundle.precisions:
+        raise UsageError(
+            f"--bisect compares fp16 or bf16 graphs with the fp32 one; {bundle.path} has {', '.join(bundle.precisions)}"
+            + (f", asked for {', '.join(asked)}" if asked else "")
+        )
+    results = {}
+    for precision in halves:
+        bound = TOLERANCES[precision] if tolerance is None else tolerance
+        found = bisect(bundle, precision, known.slices)
+        results[precision] = {
+            "tolerance": bound,
+            "results": len(found),
+            "beyond": [
+                {**asdict(node), "difference": _or_null(node.difference)} for node in found if node.beyond(bound)
+            ],
+        }
+        if not as_json:
+            print("\n".join(report(found, precision, bound)))
+    if as_json:
+        print(json.dumps({"bundle": str(bundle.path), "what": known.source, "bisect": results}, allow_nan=False))
+    if any(result["beyond"] for result in results.values()):
         raise typer.Exit(ParityError.exit_code)
 
 

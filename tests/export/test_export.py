@@ -14,6 +14,9 @@ import torch
 
 from lesionrt.export.graph import export_graph
 from lesionrt.export.ranges import product_ranges
+from lesionrt.export.stream import export_stream_graph
+from lesionrt.runtime.backends.onnx_stream import OnnxStream
+from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lesionrt.train.model import Network, NetworkConfig, SqueezeAttention, windows_of
 from lesionrt.train.untrained import untrained_checkpoint
@@ -70,7 +73,8 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Path, tiny_checkpoint
     assert {"lesionrt", "torch", "onnx", "onnxscript", "numpy"} == set(manifest["versions"])
     digest = sha256(tiny_checkpoint.read_bytes()).hexdigest()
     assert manifest["checkpoint"]["sha256"] == digest
-    assert set(manifest["files"]) == {"model_fp32.onnx", "model_fp16.onnx", "reference.npz"}
+    assert set(manifest["files"]) == {"model_fp32.onnx", "model_fp16.onnx", "stream_fp32.onnx", "reference.npz"}
+    assert manifest["stream_graphs"] == {"fp32": "stream_fp32.onnx"}
     for name, entry in manifest["files"].items():
         content = (tiny_bundle / name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": sha256(content).hexdigest()}
@@ -81,7 +85,9 @@ def test_parity_was_measured_at_three_stacks_and_two_sizes(tiny_bundle: Path) ->
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     measured = {(row["precision"], row["what"]) for row in manifest["parity"]}
     sizes = ("160x188", "8x12")  # the phantom's brain and a part of it, in multiples of 4
-    assert measured == {(p, f"{n} output slices of {s}") for p in ("fp32", "fp16") for n in (1, 2, 6) for s in sizes}
+    streamed = {("fp32", f"6 output slices of {s}, streamed {n} at a time") for n in (1, 2, 6) for s in sizes}
+    whole = {(p, f"{n} output slices of {s}") for p in ("fp32", "fp16") for n in (1, 2, 6) for s in sizes}
+    assert measured == whole | streamed
     fp32 = [row for row in manifest["parity"] if row["precision"] == "fp32"]
     assert all(row["comparison"]["max_difference"] <= row["tolerance"]["maximum"] == 1e-4 for row in fp32)
     assert all("emulated" in row["notes"][0] for row in manifest["parity"] if row["precision"] == "fp16")
@@ -117,7 +123,12 @@ def test_a_bundle_is_replaced_only_by_force_and_only_by_a_good_one(tiny_bundle: 
     run("export", checkpoint, "-o", bundle, "--force", "--max-difference", "0", code=5)
     assert (bundle / "manifest.json").read_text() == "old"
     run("export", checkpoint, "-o", bundle, "--force")
-    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model_fp32.onnx", "reference.npz"}
+    assert {path.name for path in bundle.iterdir()} == {
+        "manifest.json",
+        "model_fp32.onnx",
+        "stream_fp32.onnx",
+        "reference.npz",
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
@@ -152,6 +163,37 @@ def test_every_variant_exports(tmp_path: Path, attention: bool, convlstm: bool, 
     with torch.inference_mode():
         expected = network(windows_of(torch.from_numpy(slices))).numpy()
     np.testing.assert_allclose(session(tmp_path / "m.onnx").run(["lesion"], {"slices": slices})[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attention", "convlstm", "readout"),
+    [(True, True, "centre"), (False, True, "last"), (True, False, "centre"), (False, False, "last")],
+)
+def test_every_variant_streams(tmp_path: Path, attention: bool, convlstm: bool, readout: str) -> None:
+    torch.manual_seed(0)
+    config = NetworkConfig(4, 2, 1, 8, attention=attention, convlstm=convlstm, readout=readout)  # type: ignore[arg-type]
+    network = Network(config).eval()
+    export_graph(network, "fp32", tmp_path / "m.onnx", {})
+    export_stream_graph(network, tmp_path / "s.onnx", {}, tmp_path / "m.onnx")
+    slices = np.random.default_rng(0).normal(size=(7, 1, 6, 8)).astype(np.float32)
+    with torch.inference_mode():
+        expected = network(windows_of(torch.from_numpy(slices))).numpy()
+    backend = OnnxStream("cpu", "CPU", tmp_path / "s.onnx", "fp32", "CPUExecutionProvider", None)
+    for chunk in (1, 2, 3, 7):
+        np.testing.assert_allclose(infer_in_chunks(backend, slices, chunk), expected, atol=1e-6)
+
+
+def test_the_graph_that_streams_takes_its_weights_from_the_other_one(full_bundle: Path) -> None:
+    whole, stream = (full_bundle / f"{kind}_fp32.onnx" for kind in ("model", "stream"))
+    assert stream.stat().st_size < 1e6 < 50e6 < whole.stat().st_size
+    weights = {tensor.name: tensor for tensor in onnx.load(whole).graph.initializer}
+    large = [tensor for tensor in onnx.load(stream).graph.initializer if len(tensor.raw_data) >= 1024]
+    assert sum(len(tensor.raw_data) for tensor in large) > 50e6
+    assert all(tensor.raw_data == weights[tensor.name].raw_data for tensor in large)
+    stored = onnx.load(stream, load_external_data=False).graph.initializer
+    assert {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"} == {
+        whole.name
+    }
 
 
 def overflowing(factor: float) -> Checkpoint:

@@ -15,6 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lesionrt.runtime.backends import StreamingBackend, open_backend
+from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.chunks import infer_in_chunks
+
 # Put before all else on the path: torch is not installed, as far as Python can tell.
 WITHOUT_TORCH = """
 import sys
@@ -28,7 +32,7 @@ class Finder(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """
 COMMAND = Path(sys.executable).parent / "lesionrt"
-GRAPH, REFERENCE, MANIFEST = "model_fp32.onnx", "reference.npz", "manifest.json"
+GRAPH, STREAM, REFERENCE, MANIFEST = "model_fp32.onnx", "stream_fp32.onnx", "reference.npz", "manifest.json"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -81,7 +85,7 @@ def one_error(result: subprocess.CompletedProcess[str]) -> str:
 
 def test_inspect_shows_the_manifest_and_whole_checksums(run: Run, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     shown = run("inspect", tiny_bundle).stdout
-    for name in (GRAPH, "model_fp16.onnx", REFERENCE):
+    for name in (GRAPH, STREAM, "model_fp16.onnx", REFERENCE):
         path = tiny_bundle / name
         assert f"{name}, {path.stat().st_size} bytes, sha256 {sha256(path)}: ok" in shown
     assert sha256(tiny_bundle / MANIFEST) in shown
@@ -97,7 +101,7 @@ def test_inspect_shows_the_manifest_and_whole_checksums(run: Run, tiny_bundle: P
     ("name", "how"),
     [
         *((GRAPH, how) for how in ("changed", "cut", "removed", "linked")),
-        *((REFERENCE, how) for how in ("changed", "removed")),
+        *((name, how) for name in (STREAM, REFERENCE) for how in ("changed", "removed")),
     ],
 )
 def test_damaged_file_of_a_bundle_is_named_and_not_used(
@@ -106,10 +110,10 @@ def test_damaged_file_of_a_bundle_is_named_and_not_used(
     damage(bundle / name, how)
     shown = run("inspect", bundle, code=3).stdout
     assert re.search(rf"{name}.*: (its sha256 is [0-9a-f]{{64}}|has \d+ bytes|missing|leads out of the bundle)", shown)
-    assert shown.count(": ok\n") == 2
+    assert shown.count(": ok\n") == 3
     assert list(json.loads(run("inspect", bundle, "--json", code=3).stdout)["damaged"]) == [name]
     assert str(bundle / name) in one_error(run("verify", bundle, code=3))
-    if name == GRAPH:
+    if name in (GRAPH, STREAM):
         out = bundle.parent / "out"
         assert str(bundle / name) in one_error(run("segment", small_flair, "-o", out, "--model", bundle, code=3))
         assert not out.exists()
@@ -162,6 +166,9 @@ def test_manifest_without_an_entry_is_one_clear_error(run: Run, bundle: Path, pa
         ({"graphs": {}}, "names no graph"),
         ({"graphs": {"fp32": "other.onnx"}}, "'other.onnx', of which it has no sha256"),
         ({"graphs": [GRAPH]}, ""),
+        ({"stream_graphs": {"bf16": STREAM}}, "expected a file for some of fp32, fp16"),
+        ({"stream_graphs": {"fp32": "other.onnx"}}, "'other.onnx', of which it has no sha256"),
+        ({"stream_graphs": [STREAM]}, "stream_graphs"),
         ({"files": []}, ""),
         ({"model": {"name": "x", "version": 1, "trained": "yes"}}, "model"),
         ({"network": None}, ""),
@@ -181,6 +188,17 @@ def test_manifest_with_a_wrong_entry_is_one_clear_error(
 def test_graph_of_a_precision_that_is_not_known_is_one_clear_error(run: Run, bundle: Path) -> None:
     edit(bundle, lambda manifest: manifest.update(graphs={"int3": GRAPH}))
     assert "int3" in one_error(run("verify", bundle, code=3))
+
+
+def test_a_bundle_without_a_graph_that_streams_gives_the_same(bundle: Path) -> None:
+    slices = np.random.default_rng(0).normal(size=(7, 1, 8, 12)).astype(np.float32)
+    found = []
+    for _ in range(2):
+        with open_backend("cpu", load_bundle(bundle), "fp32") as backend:
+            found.append((isinstance(backend, StreamingBackend), infer_in_chunks(backend, slices, 2)))
+        edit(bundle, lambda manifest: manifest.pop("stream_graphs", None))
+    assert [streams for streams, _ in found] == [True, False]
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\0", b"3", b"[" * 100_000], ids=len)

@@ -1,4 +1,4 @@
-"""The network against the authors' test vectors, and its two forwards against each other."""
+"""The network against the authors' test vectors, and its three forwards against each other."""
 
 import importlib.util
 from pathlib import Path
@@ -28,6 +28,20 @@ GOLDEN = [
 ]
 
 
+def no_slices(network: Network, height: int, width: int) -> list[torch.Tensor]:
+    """The state before the first slice of a stack."""
+    return [torch.zeros(0, c, height // d, width // d) for d, c in network.state_channels().items()]
+
+
+def streamed(network: Network, slices: torch.Tensor, cut: tuple[int, ...]) -> torch.Tensor:
+    """Probabilities of a stack that comes in pieces of so many slices."""
+    found, state = [], no_slices(network, *slices.shape[2:])
+    for piece in slices.split(cut):
+        lesion, state = network.forward_stream(piece, state)
+        found.append(lesion)
+    return torch.cat(found)
+
+
 @pytest.mark.parametrize(("attention", "convlstm"), PARAMETERS)
 def test_variants_have_the_papers_parameter_counts(attention: bool, convlstm: bool) -> None:
     network = Network(NetworkConfig(attention=attention, convlstm=convlstm))
@@ -40,7 +54,7 @@ def test_the_defaults_are_the_full_network_read_out_after_the_last_slice() -> No
 
 
 @pytest.mark.parametrize(("readout", "attention", "convlstm"), GOLDEN)
-def test_both_forwards_give_the_authors_numbers(shared: Path, readout: str, attention: bool, convlstm: bool) -> None:
+def test_all_forwards_give_the_authors_numbers(shared: Path, readout: str, attention: bool, convlstm: bool) -> None:
     golden = np.load(shared / "reference" / "official_golden.npz")
     spec = importlib.util.spec_from_file_location("official_weights", shared / "reference" / "official_weights.py")
     assert spec is not None
@@ -58,6 +72,7 @@ def test_both_forwards_give_the_authors_numbers(shared: Path, readout: str, atte
     with torch.inference_mode():
         np.testing.assert_allclose(network(windows_of(slices)).numpy(), expected, rtol=0, atol=1e-4)
         np.testing.assert_allclose(network.forward_stack(slices).numpy(), expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(streamed(network, slices, (4, 2)).numpy(), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("readout", ["last", "centre"])
@@ -72,6 +87,32 @@ def test_one_pass_equals_window_by_window(readout: str, attention: bool, convlst
         stack = network.forward_stack(slices)
     assert stack.shape == (3, 8, 12)
     torch.testing.assert_close(stack, windows, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [(7,), (3, 4), (3, 1, 1, 1, 1), (5, 2)])
+@pytest.mark.parametrize("readout", ["last", "centre"])
+@pytest.mark.parametrize(("attention", "convlstm"), PARAMETERS)
+def test_a_stack_in_pieces_equals_window_by_window(
+    readout: str, attention: bool, convlstm: bool, cut: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    config = NetworkConfig(4, 2, 2, 8, 3, attention, convlstm, readout)  # type: ignore[arg-type]
+    network = Network(config).eval()
+    slices = torch.randn(7, 1, 8, 12)
+    with torch.inference_mode():
+        windows = network(windows_of(slices))
+        pieces = streamed(network, slices, cut)
+    torch.testing.assert_close(pieces, windows, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("convlstm", "bottleneck"), [(True, 240), (False, 60)])
+def test_the_state_is_the_skip_connections_and_the_bottleneck_of_two_slices(convlstm: bool, bottleneck: int) -> None:
+    network = Network(NetworkConfig(attention=False, convlstm=convlstm)).eval()
+    channels = {1: 108, 2: 168, 4: 228, 8: 288, 16: 348, 32: bottleneck}
+    assert network.state_channels() == channels
+    with torch.inference_mode():
+        _, state = network.stream_logits(torch.zeros(4, 1, 32, 64), no_slices(network, 32, 64))
+    assert [tuple(part.shape) for part in state] == [(2, c, 32 // d, 64 // d) for d, c in channels.items()]
 
 
 def test_only_the_last_readout_sees_the_following_slice() -> None:

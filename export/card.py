@@ -1,0 +1,35 @@
+"""A model card: what a person should know of a model before using it, kept in the bundle's manifest."""
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from lesionrt.runtime.bundle import ModelInfo
+from lesionrt.runtime.errors import InputError
+
+SECTIONS = ("data", "recipe", "figures", "intended_use", "limits")
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """A card from a TOML file: the tables ``model`` (replaces what the checkpoint says) and ``figures``, and texts.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, lacks one of :data:`SECTIONS`, or has something else.
+    """
+    try:
+        card = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a model card in TOML ({error})") from error
+    missing = [name for name in SECTIONS if name not in card]
+    unknown = [name for name in card if name not in (*SECTIONS, "model")]
+    model = card.get("model", {})
+    known = {field.name for field in fields(ModelInfo)} - {"trained"}
+    if missing or unknown or not isinstance(model, dict) or not set(model) <= known:
+        raise InputError(
+            f"{path}: the card lacks {', '.join(missing) or 'nothing'} and has unknown {', '.join(unknown) or 'nothing'}; "
+            f"expected {', '.join(SECTIONS)}, and a table model with some of {', '.join(sorted(known))}"
+        )
+    return card

@@ -1,0 +1,378 @@
+"""From a bundle's ONNX graph to an engine in the bundle."""
+
+import json
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lesionrt.runtime.backends.cuda import Gpu, gpu
+from lesionrt.runtime.bundle import MANIFEST, PRECISIONS, Bundle, load_bundle
+from lesionrt.runtime.engines.identity import FLAVOURS, Engine, Identity, Profile, engines_of
+from lesionrt.runtime.engines.interrupt import interruptible
+from lesionrt.runtime.engines.library import Log, compiles_at_first_run, load
+from lesionrt.runtime.engines.network import Layers, ParsedNetwork, check_precision
+from lesionrt.runtime.errors import BundleError, OutputError, UnavailableError, UsageError
+from lesionrt.runtime.files import sha256_of, write_atomically
+from lesionrt.runtime.prepare import HALO
+
+GIB = 2**30
+SMALLEST_STACK = 1 + 2 * HALO
+# A whole brain of 1 mm slices and what its box is padded to.
+BRAIN = (144 + 2 * HALO, 160, 192)
+MAX_SIZE = (256, 256)
+# Room for activations: of the GPU's memory, or where none is there, of a small card's.
+DEVICE_SHARE = 0.7
+WITHOUT_DEVICE = 4 * GIB
+# A first guess of activation bytes per pixel of the stack, measured with the paper's network; the builder's own figure
+# decides.
+_BYTES_PER_PIXEL = {"fp32": 2700, "tf32": 2700, "fp16": 1400, "bf16": 1400}
+_ATTEMPTS = 4
+_FIGURES = {
+    "activations": r"Total Activation Memory: (\d+) bytes",
+    "weights": r"Total Weights Memory: (\d+) bytes",
+    "scratch": r"Max Scratch Memory: (\d+) bytes",
+    "persistent_on_device": r"Total Device Persistent Memory: (\d+) bytes",
+    "persistent_on_host": r"Total Host Persistent Memory: (\d+) bytes",
+}
+
+Say = Callable[[str], None]
+# Runs a finished engine where it can run, and gives its parity rows; None where it cannot.
+Measure = Callable[[Bundle, Engine, bytes], "list[dict[str, Any]] | None"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which engine to build.
+
+    Attributes
+    ----------
+    flavour
+        ``tensorrt`` or ``rtx``.
+    precision
+        ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
+    max_slices
+        Slices of the largest stack; None for as many as fit the workspace.
+    max_size
+        Height and width of the largest slice, pixels.
+    workspace_bytes
+        What the activations must fit; None for most of the GPU found, or a small card's.
+    targets
+        Compute capabilities, for RTX only; empty for its own choice.
+
+    Raises
+    ------
+    UsageError
+        If these do not fit together.
+    """
+
+    flavour: str = "tensorrt"
+    precision: str = "fp32"
+    max_slices: int | None = None
+    max_size: tuple[int, int] = MAX_SIZE
+    workspace_bytes: int | None = None
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("flavour", self.flavour, FLAVOURS),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in known:
+                raise UsageError(f"{what} {value!r} is not known; expected {', '.join(known)}")
+        if self.targets and self.flavour != "rtx":
+            raise UsageError("--target is for --flavor rtx; a TensorRT engine is built for the GPU it is built on")
+        if self.max_slices is not None and self.max_slices < SMALLEST_STACK:
+            raise UsageError(f"--max-slices is {self.max_slices}; expected at least {SMALLEST_STACK}")
+        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
+            raise UsageError("--workspace is not over 0")
+
+    @property
+    def graph_precision(self) -> str:
+        """Of the ONNX graph: TF32 is how a float32 graph is computed."""
+        return "fp32" if self.precision == "tf32" else self.precision
+
+
+def build_engine(
+    bundle: Bundle, wanted: Wanted, measure: Measure, force: bool = False, say: Say = lambda text: None
+) -> Engine:
+    """Build an engine and add it to the bundle.
+
+    Parameters
+    ----------
+    bundle
+        The bundle; it is as it was unless all went well.
+    wanted
+        Which engine.
+    measure
+        Compares the finished engine with the bundle's reference where it can run.
+    force
+        Build it though the bundle has it.
+    say
+        Told what is going on.
+
+    Raises
+    ------
+    UsageError
+        If the stacks do not fit the network or the workspace, or the bundle has the engine.
+    BundleError
+        If the graph is missing, damaged, unreadable or of another precision than it says.
+    UnavailableError
+        If the library or, for TensorRT, the GPU is missing, or the build fails.
+    ParityError
+        If the engine ran and is out of tolerance.
+    OutputError
+        If the bundle cannot be written.
+    KeyboardInterrupt, SystemExit
+        After SIGINT, SIGTERM.
+    """
+    graph = _graph(bundle, wanted)
+    trt = load(wanted.flavour)
+    device = None if wanted.flavour == "rtx" else gpu()
+    log_path = bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.engine-build.log")
+    try:
+        file = log_path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{log_path}: the build's log cannot be written ({error.strerror})") from error
+    with file:
+        log = Log(trt, file)
+        try:
+            engine, plan, timings = _build(bundle, graph, wanted, trt, device, log, force, say)
+            rows = measure(bundle, engine, plan)
+        except UsageError:
+            raise
+        except BaseException:
+            say(f"the build's log is kept: {log_path}")
+            raise
+    engine = _add(bundle, engine, plan, timings, rows)
+    log_path.unlink(missing_ok=True)
+    return engine
+
+
+def _graph(bundle: Bundle, wanted: Wanted) -> Path:
+    precision = wanted.graph_precision
+    if precision not in bundle.precisions:
+        asked = " ".join(f"--precision {name}" for name in (*bundle.precisions, precision))
+        raise BundleError(
+            f"{bundle.path}: has no {precision} graph, only {', '.join(bundle.precisions)}. Where its checkpoint is, run: "
+            f"lesionrt export CHECKPOINT -o {bundle.path} {asked} --force"
+        )
+    return bundle.graph(precision)
+
+
+def _build(
+    bundle: Bundle,
+    graph: Path,
+    wanted: Wanted,
+    trt: Any,
+    device: Gpu | None,
+    log: Log,
+    force: bool,
+    say: Say,
+) -> tuple[Engine, bytes, bytes | None]:
+    """The engine with its plan and timing cache; nothing is written."""
+    workspace = wanted.workspace_bytes or (
+        WITHOUT_DEVICE if device is None else int(DEVICE_SHARE * device.memory_bytes)
+    )
+    say(f"{trt.__name__} {trt.__version__} reads {graph.name}")
+    parsed = ParsedNetwork(trt, log, graph)
+    layers = parsed.layers(wanted.precision)
+    check_precision(layers, wanted.precision, graph)
+    say(f"{layers.total} layers; of {layers.computing} that compute, {layers.share:.1%} in {wanted.precision}")
+    slices = wanted.max_slices or _first_guess(wanted, workspace)
+    for _ in range(_ATTEMPTS):
+        identity = _identity(bundle, wanted, trt, device, workspace, _profile(wanted, bundle.size_multiple, slices))
+        if not force and any(known.identity == identity for known in engines_of(bundle.manifest)):
+            raise UsageError(f"{bundle.path / identity.file_name} is there already; give --force to build it again")
+        say(f"building for stacks of up to {'x'.join(map(str, identity.profile.largest))}")
+        said_before = len(log.lines)
+        plan, timings = _plan(bundle, parsed, identity, trt, log)
+        memory = _figures(log.lines[said_before:])
+        needed = memory["activations"]
+        if needed is None or needed <= workspace:
+            say("memory: " + ", ".join(f"{name} {_mib(size)}" for name, size in memory.items()))
+            return Engine(identity.file_name, identity, _entry(graph, identity, layers, memory)), plan, timings
+        fitting = min(slices - 1, int(slices * workspace / needed))
+        if wanted.max_slices is not None or fitting < SMALLEST_STACK:
+            raise UsageError(_does_not_fit(identity.profile, needed, workspace, fitting))
+        say(f"{_mib(needed)} of activations do not fit {_mib(workspace)}: fewer slices")
+        slices = fitting
+    raise UnavailableError(f"{graph}: no largest stack was found that fits {_mib(workspace)}; give --max-slices")
+
+
+def _first_guess(wanted: Wanted, workspace: int) -> int:
+    """Slices of the largest stack, before the builder was asked."""
+    height, width = wanted.max_size
+    fitting = workspace // (_BYTES_PER_PIXEL[wanted.precision] * height * width)
+    return max(SMALLEST_STACK, min(BRAIN[0] * 2, fitting))
+
+
+def _profile(wanted: Wanted, multiple: int, slices: int) -> Profile:
+    """From the smallest stack to the largest, with the optimum at a whole brain as far as it fits.
+
+    Raises
+    ------
+    UsageError
+        If the largest size is no multiple of what the network needs.
+    """
+    height, width = wanted.max_size
+    if min(height, width) < multiple or height % multiple or width % multiple:
+        raise UsageError(f"--max-size is {height}x{width}; this network needs multiples of {multiple}")
+    fitting = (min(most, usual) for most, usual in zip((slices, height, width), BRAIN, strict=True))
+    count, *sizes = fitting
+    rows, columns = (size // multiple * multiple for size in sizes)
+    return Profile((SMALLEST_STACK, multiple, multiple), (count, rows, columns), (slices, height, width))
+
+
+def _identity(
+    bundle: Bundle, wanted: Wanted, trt: Any, device: Gpu | None, workspace: int, profile: Profile
+) -> Identity:
+    flags = ["TF32"] if wanted.precision == "tf32" else []
+    if _resizes_activations(trt):
+        flags.append("RUNTIME_ACTIVATION_RESIZE_10_10")
+    return Identity(
+        onnx_sha256=bundle.manifest["files"][bundle.manifest["graphs"][wanted.graph_precision]]["sha256"],
+        flavour=wanted.flavour,
+        version=trt.__version__,
+        precision=wanted.precision,
+        gpu=None if device is None else device.name,
+        compute_capability=None if device is None else device.compute_capability,
+        targets=wanted.targets,
+        profile=profile,
+        workspace_bytes=workspace,
+        flags=tuple(flags),
+    )
+
+
+def _resizes_activations(trt: Any) -> bool:
+    """Whether an execution context can ask for less memory than its largest stack needs."""
+    return hasattr(trt, "PreviewFeature") and hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10")
+
+
+def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, log: Log) -> tuple[bytes, bytes | None]:
+    """The serialised engine, and the timing cache if this library times anything.
+
+    Raises
+    ------
+    UnavailableError
+        If the build fails, with TensorRT's own message.
+    """
+    config = parsed.builder.create_builder_config()
+    (config.set_flag if identity.precision == "tf32" else config.clear_flag)(trt.BuilderFlag.TF32)
+    if "RUNTIME_ACTIVATION_RESIZE_10_10" in identity.flags:
+        config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    if compiles_at_first_run(trt):
+        # The whole graph is one block there, whose scratch memory is all its activations: a limit would end the build
+        # without a figure.
+        _set_targets(trt, config, identity.targets)
+    else:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, identity.workspace_bytes)
+        cache = _timing_cache(bundle, identity)
+        known = cache.read_bytes() if cache.is_file() else b""
+        # One of another device is refused by TensorRT and an empty one is used.
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    profile = parsed.builder.create_optimization_profile()
+    shapes = [(slices, 1, height, width) for slices, height, width in _shapes(identity.profile)]
+    profile.set_shape("slices", *shapes)
+    log.errors.clear()
+    if config.add_optimization_profile(profile) < 0:
+        raise UsageError(f"TensorRT refuses stacks from {shapes[0]} to {shapes[-1]} ({log.text_of_errors()})")
+    with interruptible(trt) as monitor:
+        config.progress_monitor = monitor
+        plan = parsed.builder.build_serialized_network(parsed.network, config)
+    if plan is None:
+        raise UnavailableError(f"{trt.__name__} {trt.__version__} could not build the engine: {log.text_of_errors()}")
+    timings = None if compiles_at_first_run(trt) else bytes(config.get_timing_cache().serialize())
+    return bytes(plan), timings
+
+
+def _shapes(profile: Profile) -> tuple[tuple[int, int, int], ...]:
+    return profile.smallest, profile.optimum, profile.largest
+
+
+def _set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
+    """Without this an RTX engine is for every RTX GPU from Ampere on.
+
+    Raises
+    ------
+    UsageError
+        If this version of RTX does not know a target.
+    """
+    if not targets:
+        return
+    known = {
+        _capability(name): value for name, value in trt.ComputeCapability.__members__.items() if name[2:].isdigit()
+    }
+    unknown = [target for target in targets if target not in known]
+    if unknown:
+        raise UsageError(
+            f"--target {', '.join(unknown)} is not known to {trt.__name__} {trt.__version__}; expected some of {', '.join(known)}"
+        )
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        # Refused, it would build for the GPU at hand and say nothing.
+        if not config.set_compute_capability(known[target], index):
+            raise UnavailableError(f"{trt.__name__} {trt.__version__} refuses compute capability {target}")
+
+
+def _capability(name: str) -> str:
+    """``SM120`` as ``12.0``."""
+    digits = name.removeprefix("SM")
+    return f"{digits[:-1]}.{digits[-1]}"
+
+
+def _timing_cache(bundle: Bundle, identity: Identity) -> Path:
+    """Shared by every engine of one library and GPU: layers of one shape need timing once."""
+    key = sha256_of(f"{identity.flavour} {identity.version} {identity.gpu} {identity.compute_capability}".encode())[:16]
+    return bundle.path / f"timing_{identity.flavour}_{key}.cache"
+
+
+def _figures(lines: list[str]) -> dict[str, int | None]:
+    """The builder's memory figures in bytes, as far as it gave them."""
+    text = "\n".join(lines)
+    found = {name: re.findall(pattern, text) for name, pattern in _FIGURES.items()}
+    return {name: int(figures[-1]) if figures else None for name, figures in found.items()}
+
+
+def _mib(size: int | None) -> str:
+    return "not said" if size is None else f"{size / 2**20:.0f} MiB"
+
+
+def _does_not_fit(profile: Profile, needed: int, workspace: int, fitting: int) -> str:
+    remedy = f"--max-slices {fitting}" if fitting >= SMALLEST_STACK else "a smaller --max-size"
+    return (
+        f"stacks of up to {'x'.join(map(str, profile.largest))} need {_mib(needed)} of activations, the workspace is "
+        f"{_mib(workspace)}; give {remedy}, or more --workspace"
+    )
+
+
+def _entry(graph: Path, identity: Identity, layers: Layers, memory: dict[str, int | None]) -> dict[str, Any]:
+    return {
+        "file": identity.file_name,
+        "identity": identity.as_dict(),
+        "identity_sha256": identity.sha256,
+        "graph": graph.name,
+        "layers": layers.as_dict(),
+        "memory_bytes": memory,
+        "built_with": {"lesionrt": version("lesionrt"), "platform": f"{platform.system()} {platform.machine()}"},
+    }
+
+
+def _add(
+    bundle: Bundle, engine: Engine, plan: bytes, timings: bytes | None, parity: list[dict[str, Any]] | None
+) -> Engine:
+    """Write plan, timing cache and manifest; the manifest last."""
+    manifest = load_bundle(bundle.path).manifest  # another build may have added an engine meanwhile
+    entry = {**engine.entry, "parity": parity}
+    others = [known.entry for known in engines_of(manifest) if known.file != engine.file]
+    files = {**manifest["files"], engine.file: {"bytes": len(plan), "sha256": sha256_of(plan)}}
+    manifest = {**manifest, "engines": [*others, entry], "files": files}
+    written = {bundle.path / engine.file: plan}
+    if timings is not None:
+        written[_timing_cache(bundle, engine.identity)] = timings
+    text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+    write_atomically({**written, bundle.path / MANIFEST: text.encode()})
+    return Engine(engine.file, engine.identity, entry)

@@ -1,0 +1,117 @@
+"""TensorRT and TensorRT for RTX: one programming interface from two libraries."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, TextIO
+
+from lesionrt.runtime.errors import UnavailableError
+
+# What lesionrt builds on; a library without one of these is too old, whatever it calls its version.
+_NEEDED = (
+    ("DataType", "BF16"),
+    ("ExecutionContextAllocationStrategy", "USER_MANAGED"),
+    ("IExecutionContext", "set_device_memory"),
+    ("IExecutionContext", "update_device_memory_size_for_shapes"),
+)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A flavour of TensorRT.
+
+    Attributes
+    ----------
+    flavour
+        As it is called on the command line; also the extra that brings it.
+    title
+        For messages.
+    module
+        To import.
+    """
+
+    flavour: str
+    title: str
+    module: str
+
+
+LIBRARIES = {
+    "tensorrt": Library("tensorrt", "TensorRT", "tensorrt"),
+    "rtx": Library("rtx", "TensorRT for RTX", "tensorrt_rtx"),
+}
+
+
+def load(flavour: str) -> Any:
+    """A flavour's module.
+
+    Raises
+    ------
+    UnavailableError
+        If it is not installed, does not load or is too old.
+    """
+    library = LIBRARIES[flavour]
+    if find_spec(library.module) is None:
+        raise UnavailableError(f"{library.title} is not installed. Run: pip install 'lesionrt[{flavour}]'")
+    try:
+        module = import_module(library.module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UnavailableError(
+            f"{library.title} is installed but cannot be loaded ({error}). Run: pip install --force-reinstall 'lesionrt[{flavour}]'"
+        ) from error
+    missing = [f"{kind}.{name}" for kind, name in _NEEDED if not hasattr(getattr(module, kind, None), name)]
+    if missing:
+        raise UnavailableError(
+            f"{library.title} {module.__version__} has no {', '.join(missing)}; expected TensorRT 10.12 or later, "
+            f"or TensorRT for RTX 1.1 or later. Run: pip install --upgrade 'lesionrt[{flavour}]'"
+        )
+    return module
+
+
+def compiles_at_first_run(trt: Any) -> bool:
+    """Whether this library leaves the choice of kernels to the device that runs the engine, as RTX does."""
+    return hasattr(trt, "IRuntimeCache")
+
+
+class Log:
+    """What TensorRT says: every line into a file as it is said, its errors at hand for our own.
+
+    Parameters
+    ----------
+    trt
+        The library's module.
+    file
+        To write to, or None.
+    """
+
+    def __init__(self, trt: Any, file: TextIO | None = None) -> None:
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        self._file = file
+        self.logger = _logger(trt, self._take)
+
+    def text_of_errors(self) -> str:
+        """TensorRT's own message, for an error of ours; forgotten afterwards."""
+        errors, self.errors = self.errors, []
+        return "; ".join(dict.fromkeys(errors)) or "TensorRT gave no reason"
+
+    def _take(self, severity: str, message: str) -> None:
+        if severity == "VERBOSE":
+            return
+        self.lines.append(message)
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self.errors.append(message.strip())
+        if self._file is not None:
+            self._file.write(f"{severity}: {message}\n")
+            self._file.flush()  # a build that is killed leaves what it said
+
+
+def _logger(trt: Any, take: Callable[[str, str], None]) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            take(severity.name, msg)
+
+    return Logger()
