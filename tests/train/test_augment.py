@@ -25,10 +25,8 @@ def scan() -> PreparedScan:
 
 def test_nothing_switched_on_gives_the_scans_own_voxels(scan: PreparedScan) -> None:
     slab = cut(scan, np.array([8, 32, 32]), 4, 32, NONE, [], np.random.default_rng(0))
-    # 32 pixels around row and column 32 lie half a pixel between voxels: linear means of neighbours.
-    rows = scan.slices[6:10].astype(np.float32)
-    means = (rows[:, :-1, :-1] + rows[:, 1:, :-1] + rows[:, :-1, 1:] + rows[:, 1:, 1:]) / 4
-    np.testing.assert_allclose(slab.slices, means[:, 16:48, 16:48], atol=1e-3)
+    np.testing.assert_array_equal(slab.slices, scan.slices[6:10, 16:48, 16:48])
+    np.testing.assert_array_equal(slab.lesions, scan.lesions[6:10, 16:48, 16:48])
 
 
 @pytest.mark.parametrize("name", [*NAMES, "all"])
@@ -73,9 +71,13 @@ def test_transplanted_lesions_are_bright_soft_and_only_in_healthy_tissue(scan: P
     stack[:, :, 50:] = np.where(scan.brain[:, :, 50:], -4, stack[:, :, 50:])  # fluid
     donor = Lesions(np.zeros(stack.shape, bool), np.zeros(3))
     donor.mask[6:10, 10:60, 42:62] = True
+    seen = 0
     for seed in range(10):
         painted, lesions = transplant(stack, scan.brain, scan.lesions, scan, 0, donor, np.random.default_rng(seed))
         new = lesions & ~scan.lesions
+        if not new.any():  # a donor's lesion may be left out
+            continue
+        seen += 1
         assert new.sum() > 100
         assert not (new & (stack < -1.5)).any()  # neither fluid nor background
         assert painted[new].mean() > stack[new].mean() + 2
@@ -83,6 +85,7 @@ def test_transplanted_lesions_are_bright_soft_and_only_in_healthy_tissue(scan: P
         np.testing.assert_array_equal(painted[~scan.brain], stack[~scan.brain])
         edge = painted[scan.brain & ~lesions & (stack == 0)]
         assert ((edge > 0.1) & (edge < 4)).any()  # soft: the brightness falls off outside the mask
+    assert seen > 3
 
 
 def test_centres_favour_small_lesions_and_fall_back_to_the_brain(scan: PreparedScan) -> None:
