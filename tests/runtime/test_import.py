@@ -100,6 +100,8 @@ def test_help_lists_every_verb(run: Run) -> None:
         ("onnxruntime", "segment", "cpu"),
         ("onnxruntime", "verify", "cpu"),
         ("torch", "verify --reference", "export"),
+        ("torch", "evaluate", "train"),
+        ("torch", "crossval", "train"),
     ],
 )
 def test_missing_library_is_named_with_the_command_that_brings_it(
@@ -108,6 +110,7 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
     tiny_checkpoint: Path,
     tiny_bundle: Path,
     small_flair: Path,
+    small_dataset: Path,
     tmp_path: Path,
     library: str,
     verb: str,
@@ -119,6 +122,8 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
         "import-official": ("import-official", tiny_checkpoint, "-o", tmp_path / "out"),
         "segment": ("segment", small_flair, "-o", tmp_path / "out", "--model", tiny_bundle),
         "verify": ("verify", tiny_bundle),
+        "evaluate": ("evaluate", small_dataset, "--model", tiny_checkpoint, "-o", tmp_path / "out"),
+        "crossval": ("crossval", small_dataset, "-o", tmp_path / "out"),
         "verify --reference": ("verify", tiny_bundle, "--reference", tiny_checkpoint),
     }[verb]
     result = run(*arguments, code=4, env=without(library))
