@@ -143,9 +143,9 @@ def test_the_same_command_again_keeps_what_is_finished(run: Run, small_dataset: 
     assert "FC-DenseNet + SA + C-LSTM: 1 folds, whole volumes: mean Dice 0." in first.stdout
     fold = tmp_path / "out/fc-densenet-sa-c-lstm/fold-2"
     before = {path: path.stat().st_mtime_ns for path in fold.iterdir()}
-    rows = small_dataset.read_text().splitlines()
-    (small_dataset.parent / "other.csv").write_text("\n".join([rows[0], rows[3]]) + "\n")
-    second = run(*command, "--evaluate-on", small_dataset.parent / "other.csv")
+    other = read_dataset(small_dataset)[2]
+    (tmp_path / "other.csv").write_text(f"flair,mask,patient,time\n{other.flair},{other.mask},b,1\n")
+    second = run(*command, "--evaluate-on", tmp_path / "other.csv")
     assert "training" not in second.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path.name for path in fold.iterdir()} - {path.name for path in before} == {
