@@ -38,12 +38,17 @@ PLAIN = NetworkConfig(attention=False, convlstm=False, readout="centre")
 
 @pytest.fixture(scope="module")
 def folder(
-    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_checkpoint: Path, small_flair: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_bundle: Path,
+    tiny_checkpoint: Path,
+    small_flair: Path,
+    small_dataset: Path,
 ) -> Path:
     """The files that the README speaks of, made of small phantoms and a small network."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(tiny_bundle, folder / "bundle")
     shutil.copy(tiny_checkpoint, folder / "checkpoint.pt")
+    shutil.copytree(small_dataset.parent, folder / "dataset")
     (folder / "scans").mkdir()
     for name in ("flair.nii.gz", "scans/sub-01_FLAIR.nii.gz", "scans/other.nii.gz"):
         shutil.copy(small_flair, folder / name)

@@ -93,7 +93,7 @@ def plan_folds(
     unknown = [number for number in numbers if not 1 <= number <= len(splits)]
     if unknown:
         raise UsageError(f"--fold {unknown[0]}: expected 1 to {len(splits)}")
-    chosen = sorted(set(numbers)) or range(1, len(splits) + 1)
+    chosen: Sequence[int] = sorted(set(numbers)) or range(1, len(splits) + 1)
     if ablation and kind == "paper" and not numbers:
         chosen = published.ABLATION_FOLDS
     network = recipe.network
@@ -127,7 +127,7 @@ def _folds_by_patient(scans: Sequence[Scan], validated: bool) -> list[Split]:
         )
     if not validated:
         return list(splits)
-    moved = []
+    moved: list[Split] = []
     for index, split in enumerate(splits):
         held = splits[(index + 1) % len(splits)]["test"]
         moved.append({**split, "train": [scan for scan in split["train"] if scan not in held], "validation": held})

@@ -178,7 +178,7 @@ class Evaluation:
         """Plain values, for JSON; null where there is nothing to measure."""
         reference, predicted = self.volumes_ml()
         limits = agreement(reference, predicted)
-        return plain(
+        content: dict[str, Any] = plain(
             {
                 "schema": SCHEMA,
                 "dataset": self.dataset,
@@ -207,6 +207,7 @@ class Evaluation:
                 },
             }
         )
+        return content
 
     def as_json(self) -> str:
         """The whole of it as a JSON document."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +101,8 @@ def test_help_lists_every_verb(run: Run) -> None:
         ("onnxruntime", "segment", "cpu"),
         ("onnxruntime", "verify", "cpu"),
         ("torch", "verify --reference", "export"),
+        ("torch", "evaluate", "train"),
+        ("torch", "crossval", "train"),
     ],
 )
 def test_missing_library_is_named_with_the_command_that_brings_it(
@@ -108,6 +111,7 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
     tiny_checkpoint: Path,
     tiny_bundle: Path,
     small_flair: Path,
+    small_dataset: Path,
     tmp_path: Path,
     library: str,
     verb: str,
@@ -119,6 +123,8 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
         "import-official": ("import-official", tiny_checkpoint, "-o", tmp_path / "out"),
         "segment": ("segment", small_flair, "-o", tmp_path / "out", "--model", tiny_bundle),
         "verify": ("verify", tiny_bundle),
+        "evaluate": ("evaluate", small_dataset, "--model", tiny_checkpoint, "-o", tmp_path / "out"),
+        "crossval": ("crossval", small_dataset, "-o", tmp_path / "out"),
         "verify --reference": ("verify", tiny_bundle, "--reference", tiny_checkpoint),
     }[verb]
     result = run(*arguments, code=4, env=without(library))
@@ -149,6 +155,18 @@ def test_main_job_needs_no_training_library(
     environment = without("torch", "onnx", "onnxscript", "tensorrt", "openvino", "matplotlib")
     run("segment", flake, "-o", tmp_path / "out", "--model", tiny_bundle, "--overlay", env=environment)
     assert (tmp_path / "out/flair_lesions.nii.gz").exists()
+
+
+def test_masks_are_evaluated_and_data_sets_checked_without_a_training_library(
+    run: Run, without: Callable[..., Environment], small_dataset: Path, tmp_path: Path
+) -> None:
+    environment = without("torch", "onnx", "onnxruntime", "matplotlib")
+    (tmp_path / "masks").mkdir()
+    for name in ("a_1", "a_2", "b_1"):
+        shutil.copy(small_dataset.parent / f"{name.replace('_', '')}_mask.nii.gz", tmp_path / f"masks/{name}.nii.gz")
+    run("data", "check", small_dataset, env=environment)
+    run("evaluate", small_dataset, "--masks", tmp_path / "masks", "-o", tmp_path / "out", env=environment)
+    assert (tmp_path / "out/evaluation.html").exists()
 
 
 def test_main_job_needs_no_network(tiny_bundle: Path, flake: Path, tmp_path: Path) -> None:
