@@ -10,7 +10,7 @@ from lesionrt.runtime.errors import ParityError
 from lesionrt.runtime.prepare import HALO
 
 # Pixels that enter the network at a time: 8 slices of 160x192 or 4 of 256x256. Memory grows with it (1 GB in ONNX
-# Runtime on the CPU); a backend that streams is as fast with fewer.
+# Runtime on the CPU); a backend that streams computes no more with fewer.
 BUDGET = 4 * 256 * 256
 
 

@@ -63,6 +63,14 @@ def tiny_bundle(tiny_checkpoint: Path, run: Run) -> Path:
 
 
 @pytest.fixture(scope="session")
+def half_bundle(tiny_checkpoint: Path, run: Run) -> Path:
+    """Its bundle with every precision that has a graph."""
+    bundle = tiny_checkpoint.with_name("half")
+    run("export", tiny_checkpoint, "-o", bundle, *(f"--precision={name}" for name in ("fp32", "fp16", "bf16")))
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def full_checkpoint(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """The paper's full network with random weights."""
     path = tmp_path_factory.mktemp("full") / "untrained.pt"

@@ -332,7 +332,7 @@ class Network(nn.Module):
     def slab_logits(self, slabs: Tensor) -> Tensor:
         """Slabs (batch, s, H, W) of consecutive slices to logits (batch (s - 2), 2, H, W), in one pass."""
         batch, count, height, width = slabs.shape
-        features, skips = self.encode(slabs.reshape(batch * count, 1, height, width))
+        *skips, features = self._encode_once(slabs.reshape(batch * count, 1, height, width))
         # The first slice of each window that lies within one slab.
         first = (torch.arange(batch)[:, None] * count + torch.arange(count - 2)).flatten().to(slabs.device)
         if self.convlstm is None:

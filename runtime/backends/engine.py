@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from lesionrt.runtime.prepare import HALO
 
 Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
+Buffer = TypeVar("Buffer", PinnedArray, DeviceMemory)
 SLOTS = 2  # one is computed while the other is copied
 ALIGNMENT = 256  # bytes; also the least that is allocated
 
@@ -384,15 +385,24 @@ class _Slot:
 
     def __init__(self, stack: tuple[int, int, int, int]) -> None:
         slices, _, height, width = stack
-        self.host_slices = PinnedArray(stack)
-        self.host_lesion = PinnedArray((slices - 2 * HALO, height, width))
-        self.slices = DeviceMemory(self.host_slices.array.nbytes)
-        self.lesion = DeviceMemory(self.host_lesion.array.nbytes)
+        self._buffers: list[PinnedArray | DeviceMemory] = []
+        try:
+            self.host_slices = self._kept(PinnedArray(stack))
+            self.host_lesion = self._kept(PinnedArray((slices - 2 * HALO, height, width)))
+            self.slices = self._kept(DeviceMemory(self.host_slices.array.nbytes))
+            self.lesion = self._kept(DeviceMemory(self.host_lesion.array.nbytes))
+        except UnavailableError:
+            self.free()  # now, while the context is current on this thread
+            raise
         self.uploaded, self.computed, self.downloaded = Event(), Event(), Event()
 
+    def _kept(self, buffer: Buffer) -> Buffer:
+        self._buffers.append(buffer)
+        return buffer
+
     def free(self) -> None:
-        for buffer in (self.host_slices, self.host_lesion, self.slices, self.lesion):
-            buffer.free()
+        while self._buffers:
+            self._buffers.pop().free()
 
 
 class _Lane:

@@ -31,6 +31,7 @@ def command(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
 
 def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
+    from lesionrt.runtime.engines.identity import engines_of
     from lesionrt.runtime.parity import summary_lines
 
     manifest, model = bundle.manifest, bundle.model
@@ -54,6 +55,14 @@ def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
         print(f"  attention    largest product {products['largest']:.4g} on slices of {products['slices']}")
     for line in summary_lines(manifest.get("parity", ())):
         print(f"  parity       {line}")
+    for engine in engines_of(manifest):
+        layers, stack = engine.entry["layers"], "x".join(map(str, engine.identity.profile.largest))
+        print(
+            f"  engine       {engine.file}, {engine.identity.precision} ({layers['share']:.1%} of its computing layers), "
+            f"{engine.identity.flavour} {engine.identity.version}, for {engine.identity.made_for}, stacks of up to {stack}"
+        )
+        for line in summary_lines(engine.entry["parity"] or ()) or ["not measured where it was built"]:
+            print(f"    parity     {line}")
     for name, finding in findings.items():
         entry = manifest["files"][name]
         print(f"  file         {name}, {entry['bytes']} bytes, sha256 {entry['sha256']}: {finding or 'ok'}")

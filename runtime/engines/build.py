@@ -338,7 +338,7 @@ def _figures(lines: list[str]) -> dict[str, int | None]:
 
 
 def _mib(size: int | None) -> str:
-    return "not said" if size is None else f"{size / 2**20:.0f} MiB"
+    return "not said" if size is None else f"{size / 2**20:.1f} MiB"
 
 
 def _does_not_fit(profile: Profile, needed: int, workspace: int, fitting: int) -> str:

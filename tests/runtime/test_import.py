@@ -11,20 +11,10 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "openvino", "pycuda", "matplotlib"}
+HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvino", "pycuda", "matplotlib"}
 VERBS = (
-    "segment",
-    "verify",
-    "inspect",
-    "doctor",
-    "export",
-    "import-official",
-    "untrained",
-    "phantom",
-    "data",
-    "evaluate",
-    "crossval",
-    "train",
+    *("segment", "verify", "inspect", "doctor", "export", "engine", "import-official", "untrained", "phantom"),
+    *("data", "train", "evaluate", "crossval"),
 )
 # Put before all else on the path: the named libraries are not installed, as far as Python can tell.
 WITHOUT = """
@@ -197,7 +187,7 @@ def test_doctor_shows_what_can_run_here(run: Run) -> None:
     import onnxruntime
 
     found = json.loads(run("doctor", "--json").stdout)
-    assert [backend["name"] for backend in found["backends"]] == ["cuda", "cpu"]
+    assert [backend["name"] for backend in found["backends"]] == ["tensorrt", "rtx", "cuda", "cpu"]
     assert all(backend["problem"] is None or backend["remedy"] for backend in found["backends"])
     shown = run("doctor").stdout
     assert re.search(rf"backend cpu \(onnxruntime\S* {onnxruntime.__version__}, CPU .*\): can run\n", shown)

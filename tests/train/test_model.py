@@ -89,6 +89,18 @@ def test_one_pass_equals_window_by_window(readout: str, attention: bool, convlst
     torch.testing.assert_close(stack, windows, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("readout", ["last", "centre"])
+@pytest.mark.parametrize(("attention", "convlstm"), PARAMETERS)
+def test_slabs_equal_window_by_window(readout: str, attention: bool, convlstm: bool) -> None:
+    torch.manual_seed(0)
+    config = NetworkConfig(growth_rate=4, layers=2, levels=2, attention=attention, convlstm=convlstm, readout=readout)  # type: ignore[arg-type]
+    network = Network(config).eval()
+    slabs = torch.randn(3, 5, 16, 24)
+    windows = torch.cat([windows_of(slab[:, None]) for slab in slabs])
+    with torch.inference_mode():
+        torch.testing.assert_close(network.slab_logits(slabs), network.window_logits(windows), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("cut", [(7,), (3, 4), (3, 1, 1, 1, 1), (5, 2)])
 @pytest.mark.parametrize("readout", ["last", "centre"])
 @pytest.mark.parametrize(("attention", "convlstm"), PARAMETERS)

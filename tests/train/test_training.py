@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,11 +177,9 @@ def test_the_command_stops_at_sigint_and_resumes(table: Path, run: Run, tmp_path
 
 
 def test_the_command_names_what_is_wrong(table: Path, run: Run, tmp_path: Path) -> None:
-    done = run("train", table, "-o", tmp_path / "run", "--without", "nobody")
-    assert done.returncode == 3
+    done = run("train", table, "-o", tmp_path / "run", "--without", "nobody", code=3)
     assert "--without: no scan of patient nobody; the data set has patient0, patient1" in done.stderr
-    done = run("train", tmp_path / "none.csv", "-o", tmp_path / "run")
-    assert done.returncode == 3
+    done = run("train", tmp_path / "none.csv", "-o", tmp_path / "run", code=3)
     assert "no such data set" in done.stderr
     assert not (tmp_path / "run").exists()
 
@@ -250,10 +247,8 @@ def test_two_processes_train_one_checkpoint(table: Path, tmp_path: Path) -> None
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     command = [*launch, Path(sys.executable).parent / "lesionrt", "train", table, "-o", tmp_path / "run", *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    began = time.monotonic()
     subprocess.run(list(map(str, command)), check=True, env=environment, capture_output=True, timeout=300)
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").model.trained
-    assert time.monotonic() - began < 300
 
 
 def test_recipes_differ_in_nothing_that_is_not_written() -> None:

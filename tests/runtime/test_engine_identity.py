@@ -1,0 +1,155 @@
+"""What identifies an engine, where it runs, and how a stack is cut for it."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.engines.build import BRAIN, Wanted, _figures, _first_guess, _profile
+from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
+from lesionrt.runtime.engines.schedule import spans
+from lesionrt.runtime.errors import BundleError, UsageError
+
+PROFILE = Profile((3, 32, 32), (20, 160, 192), (20, 256, 256))
+NATIVE = Identity("ab" * 32, "tensorrt", "11.4.0.106", "fp16", "RTX A4000", "8.6", (), PROFILE, 2**30, ())
+RTX = replace(NATIVE, flavour="rtx", version="1.7.1.116", gpu=None, compute_capability=None)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"onnx_sha256": "cd" * 32},
+        {"flavour": "rtx"},
+        {"version": "11.4.0.107"},
+        {"precision": "bf16"},
+        {"gpu": "RTX A5000"},
+        {"compute_capability": "8.9"},
+        {"targets": ("8.6",)},
+        {"profile": replace(PROFILE, largest=(21, 256, 256))},
+        {"workspace_bytes": 2**31},
+        {"flags": ("TF32",)},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_whatever_an_engine_depends_on_gives_it_another_name(changed: dict[str, object]) -> None:
+    assert replace(NATIVE, **changed).file_name != NATIVE.file_name
+
+
+def test_an_identity_survives_json() -> None:
+    for identity in (NATIVE, replace(RTX, targets=("8.6", "12.0"))):
+        assert Identity.from_dict(json.loads(json.dumps(identity.as_dict()))) == identity
+
+
+@pytest.mark.parametrize(
+    ("identity", "version", "gpu", "capability", "finding"),
+    [
+        (NATIVE, "11.4.0.106", "RTX A4000", "8.6", None),
+        (NATIVE, "11.3.0.99", "RTX A4000", "8.6", "built with tensorrt 11.4.0.106, here is 11.3.0.99"),
+        (NATIVE, "11.4.0.106", "RTX 4090", "8.9", "built for RTX A4000 (compute capability 8.6), here is RTX 4090"),
+        (NATIVE, "11.4.0.106", "RTX A4500", "8.6", "here is RTX A4500"),
+        (RTX, "1.7.1.116", "RTX 4090", "8.9", None),
+        (RTX, "1.7.1.116", "RTX 2080", "7.5", "built for RTX GPUs, here is RTX 2080"),
+        (RTX, "1.7.1.116", "RTX 5090", "12.0", None),
+        (replace(RTX, targets=("8.6", "12.0")), "1.7.1.116", "RTX 5090", "12.0", None),
+        (
+            replace(RTX, targets=("8.6", "12.0")),
+            "1.7.1.116",
+            "RTX 4090",
+            "8.9",
+            "built for compute capability 8.6, 12.0",
+        ),
+        (RTX, "1.6.0.1", "RTX 4090", "8.9", "built with rtx 1.7.1.116, here is 1.6.0.1"),
+    ],
+)
+def test_an_engine_runs_only_where_it_was_built_for(
+    identity: Identity, version: str, gpu: str, capability: str, finding: str | None
+) -> None:
+    reason = identity.mismatch(version, gpu, capability)
+    assert reason is None if finding is None else finding in str(reason)
+
+
+def listed(engine: Engine) -> dict[str, object]:
+    return {"engines": [engine.entry], "files": {engine.file: {"sha256": "00", "bytes": 1}}}
+
+
+ENGINE = Engine(NATIVE.file_name, NATIVE, {"file": NATIVE.file_name, "identity": NATIVE.as_dict()})
+
+
+def test_a_manifest_gives_its_engines_back() -> None:
+    (found,) = engines_of(listed(ENGINE))
+    assert (found.file, found.identity) == (ENGINE.file, NATIVE)
+    assert engines_of({"files": {}}) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "finding"),
+    [
+        ({"identity": NATIVE.as_dict()}, "damaged"),
+        ({"file": NATIVE.file_name, "identity": {**NATIVE.as_dict(), "profile": {"smallest": [3]}}}, "damaged"),
+        ({"file": NATIVE.file_name, "identity": {**NATIVE.as_dict(), "gpu": "another"}}, "not of the identity"),
+        ({"file": "../plan", "identity": NATIVE.as_dict()}, "not of the identity"),
+        ("engine", "damaged"),
+    ],
+)
+def test_a_damaged_or_forged_entry_is_an_error(entry: object, finding: str) -> None:
+    with pytest.raises(BundleError, match=finding):
+        engines_of({"engines": [entry], "files": {NATIVE.file_name: {}}})
+
+
+def test_an_engine_without_a_sha256_makes_the_bundle_invalid(tiny_bundle: Path, tmp_path: Path) -> None:
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "engines": [ENGINE.entry]}))
+    with pytest.raises(BundleError, match="has no sha256"):
+        load_bundle(tmp_path)
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_runs_have_one_length_and_cover_every_slice(total: int, limit: int) -> None:
+    cuts = spans(total, limit)
+    assert len({last - first for first, last in cuts}) == 1
+    assert cuts[0][1] <= limit
+    assert (cuts[0][0], cuts[-1][1]) == (0, total)
+    assert all(before[1] >= after[0] > before[0] for before, after in itertools.pairwise(cuts))
+    assert len(cuts) == -(-total // limit)
+
+
+@pytest.mark.parametrize(
+    ("options", "finding"),
+    [
+        ({"flavour": "trt"}, "flavour 'trt' is not known"),
+        ({"precision": "int8"}, "precision 'int8' is not known"),
+        ({"targets": ("8.6",)}, "--target is for --flavor rtx"),
+        ({"max_slices": 2}, "--max-slices is 2; expected at least 3"),
+        ({"workspace_bytes": 0}, "--workspace"),
+    ],
+)
+def test_options_that_do_not_fit_are_usage_errors(options: dict[str, object], finding: str) -> None:
+    with pytest.raises(UsageError, match=finding):
+        Wanted(**options)  # type: ignore[arg-type]
+
+
+def test_the_profile_goes_from_three_slices_over_a_brain_to_the_largest() -> None:
+    assert _profile(Wanted(), 32, 300) == Profile((3, 32, 32), BRAIN, (300, 256, 256))
+    assert _profile(Wanted(), 32, 40).optimum == (40, 160, 192)
+    assert _profile(Wanted(max_size=(96, 512)), 32, 40) == Profile((3, 32, 32), (40, 96, 192), (40, 96, 512))
+    with pytest.raises(UsageError, match="is 100x256; this network needs multiples of 32"):
+        _profile(Wanted(max_size=(100, 256)), 32, 40)
+
+
+def test_a_larger_workspace_takes_more_slices_and_half_precision_more_still() -> None:
+    guesses = [_first_guess(Wanted(), size * 2**30) for size in (1, 4, 16)]
+    assert guesses == sorted(guesses)
+    assert guesses[0] >= 3
+    assert _first_guess(Wanted(precision="fp16"), 4 * 2**30) > guesses[1]
+    assert _first_guess(Wanted(max_size=(1024, 1024)), 2**20) == 3
+
+
+def test_the_builders_figures_are_the_last_that_it_said() -> None:
+    lines = ["Total Activation Memory: 5 bytes", "Total Activation Memory: 7 bytes", "Total Weights Memory: 3 bytes"]
+    found = _figures(lines)
+    assert (found["activations"], found["weights"], found["scratch"]) == (7, 3, None)
