@@ -338,7 +338,7 @@ class Network(nn.Module):
         if self.convlstm is None:
             hidden = features[first + 1]
         else:
-            hidden = self.convlstm.stack(self.convlstm.input_gates(features), self.config.readout)[first]
+            hidden = self.convlstm.stack(features, self.config.readout)[first]
         return self.decode(hidden, [skip[first + 1] for skip in skips])
 
     def forward(self, windows: Tensor) -> Tensor:
