@@ -30,7 +30,8 @@ THICKEST_MM = 5
 TRANSPLANT_SHIFT_MM = 8.0
 TRANSPLANT_SHARE = 0.4  # of slabs
 TISSUE_OVER = -1.5  # a lesion is painted where the brain is brighter than fluid
-LEAST_CONTRAST = 0.7  # robust deviations by which a painted lesion is brighter than what it covers
+LEAST_OPACITY = 0.6
+LEAST_CONTRAST = 1.0  # robust deviations by which a painted lesion is brighter than what it covers
 SMALLEST_TRANSPLANT = 3  # voxels
 
 
@@ -167,7 +168,7 @@ def transplant(
     shift = rng.normal(0, TRANSPLANT_SHIFT_MM / 2, 3)
     start = np.round(scan.start_mm + np.array([first, 0, 0]) - donor.start_mm + shift).astype(int)
     painted = _window(donor.mask, start, stack.shape)
-    bright = scan.lesion_z * rng.uniform(0.75, 1.3)
+    bright = scan.lesion_z * rng.uniform(0.9, 1.3)
     healthy = brain & ~lesions & (stack > TISSUE_OVER) & (stack < bright - LEAST_CONTRAST)
     labels, found = ndimage.label(painted & healthy)
     if not found:
@@ -177,6 +178,7 @@ def transplant(
     kept[0] = False
     painted = kept[labels]
     softness = ndimage.gaussian_filter(painted.astype(np.float32), rng.uniform(0.4, 0.9))
+    softness = np.where(painted, np.maximum(softness, LEAST_OPACITY), softness)  # a small one must not fade away
     own = 0.2  # of the tissue's texture stays
     blended = stack + softness * (1 - own) * np.maximum(bright - stack, 0)
     return np.where(brain, blended, stack), lesions | painted
