@@ -41,12 +41,13 @@ HELD_OUT := p07
 HELD_STEPS := 450
 ALL_STEPS := 250
 DONORS := ../shared/data/lit_masks
+RESUME = $(if $(wildcard $(1)/run.json),--resume)
 weights: $(VENV)/.test-tools
 	$(BIN)/lesionrt train weights/scans.csv -o weights/held-out --without $(HELD_OUT) --set donors=$(DONORS) \
-		--set steps=$(HELD_STEPS) --set warm_up=30
-	$(BIN)/lesionrt evaluate weights/scans.csv --model weights/held-out/checkpoint.pt -o weights/held-out/evaluation
+		--set steps=$(HELD_STEPS) --set warm_up=30 $(call RESUME,weights/held-out)
+	$(BIN)/lesionrt evaluate weights/scans.csv --model weights/held-out/checkpoint.pt -o weights/held-out/evaluation --force
 	$(BIN)/lesionrt train weights/scans.csv -o weights/all --start weights/held-out/checkpoint.pt --set donors=$(DONORS) \
-		--set steps=$(ALL_STEPS) --set warm_up=30 --set learning_rate=5e-4 --set seed=1
+		--set steps=$(ALL_STEPS) --set warm_up=30 --set learning_rate=5e-4 --set seed=1 $(call RESUME,weights/all)
 	$(BIN)/lesionrt export weights/all/checkpoint.pt -o runtime/models/default --force --card weights/card.toml \
 		--precision fp32 --precision fp16
 

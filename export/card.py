@@ -23,11 +23,12 @@ def read_card(path: Path) -> dict[str, Any]:
         card = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a model card in TOML ({error})") from error
-    missing = [name for name in SECTIONS if name not in card]
-    unknown = [name for name in card if name not in (*SECTIONS, "model")]
     model = card.get("model", {})
+    missing = [name for name in SECTIONS if name not in card]
     known = {field.name for field in fields(ModelInfo)} - {"trained"}
-    if missing or unknown or not isinstance(model, dict) or not set(model) <= known:
+    unknown = [name for name in card if name not in (*SECTIONS, "model")]
+    unknown += [f"model.{name}" for name in model if name not in known] if isinstance(model, dict) else ["model"]
+    if missing or unknown:
         raise InputError(
             f"{path}: the card lacks {', '.join(missing) or 'nothing'} and has unknown {', '.join(unknown) or 'nothing'}; "
             f"expected {', '.join(SECTIONS)}, and a table model with some of {', '.join(sorted(known))}"

@@ -5,7 +5,7 @@ Values that a formula leaves open
 * Two empty masks agree: Dice, IoU and lesion F1 are 1, both surface distances 0 mm, the relative volume difference 0.
 * One empty mask: Dice, IoU and lesion F1 are 0, and both surface distances the image's diagonal, the largest that it
   has room for (as the BraTS challenge scores them), so that a missed patient cannot improve a mean.
-* Any other ratio of 0 to 0, such as the sensitivity where nothing is to be found, is NaN: there is nothing to measure.
+* Any other ratio to 0, such as the sensitivity where nothing is to be found, is NaN: there is nothing to measure.
   Means leave it out and say over how many values they are.
 """
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionrt.runtime.errors import DatasetError
 from lesionrt.runtime.files import sha256, write_atomically
 from lesionrt.runtime.prepare import Preparation
 from lesionrt.runtime.volume import Volume, corners_mm
@@ -63,10 +65,11 @@ def load_scan(scan: Scan, preparation: Preparation, size_multiple: int, cache: P
     OutputError
         If the cache cannot be written.
     """
+    flair, mask = contents(scan)
     identity = {
         "version": VERSION,
-        "flair": sha256(scan.flair),
-        "mask": sha256(scan.mask),
+        "flair": flair,
+        "mask": mask,
         "preparation": preparation.as_dict(),
         "size_multiple": size_multiple,
     }
@@ -75,7 +78,7 @@ def load_scan(scan: Scan, preparation: Preparation, size_multiple: int, cache: P
     try:
         with np.load(path) as stored:
             arrays = [stored[name] for name in _ARRAYS]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged: made anew
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):  # absent or damaged: made anew
         arrays = _prepare(scan, preparation, size_multiple)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **dict(zip(_ARRAYS, arrays, strict=True)))
@@ -83,6 +86,20 @@ def load_scan(scan: Scan, preparation: Preparation, size_multiple: int, cache: P
     slices, brain, lesions, start = arrays
     bright = float(np.median(slices[lesions])) if lesions.any() else USUAL_LESION_Z
     return PreparedScan(scan.name, scan.patient, slices, brain, lesions, start, bright)
+
+
+def contents(scan: Scan) -> list[str]:
+    """The sha256 of a scan's image and mask, by which they are known again.
+
+    Raises
+    ------
+    DatasetError
+        If one cannot be read.
+    """
+    try:
+        return [sha256(scan.flair), sha256(scan.mask)]
+    except OSError as error:
+        raise DatasetError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def _prepare(scan: Scan, preparation: Preparation, size_multiple: int) -> list[NDArray[Any]]:

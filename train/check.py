@@ -123,7 +123,7 @@ class DatasetCheck:
 def check_dataset(dataset: Path, scans: Sequence[Scan]) -> DatasetCheck:
     """Read every scan of a data set and look at all of them together."""
     checks = [check_scan(scan) for scan in scans]
-    errors = _patients_in_two_splits(scans)
+    errors = patients_in_two_splits(scans)
     if all(check.lesion_ml == 0 for check in checks):
         errors.append("no mask holds a lesion: there is nothing to learn")
     return DatasetCheck(str(dataset), checks, errors, _warnings(scans, checks), _folds(scans, checks))
@@ -191,7 +191,8 @@ def _look_at_both(flair: Volume, mask: Volume, check: ScanCheck) -> None:
         )
 
 
-def _patients_in_two_splits(scans: Sequence[Scan]) -> list[str]:
+def patients_in_two_splits(scans: Sequence[Scan]) -> list[str]:
+    """What is wrong with a table that splits by scan instead of by patient."""
     splits: dict[str, set[str]] = {}
     for scan in scans:
         if scan.split is not None:

@@ -214,7 +214,8 @@ def run_fold(
         say(f"evaluating {source}")
         with CheckpointModel(checkpoint) as predictor:
             found = evaluate(source, scans, predictor, say)
-        content = {"json": found.as_json(), "csv": found.as_csv(), "html": evaluation_page(found)}
+        # The JSON last: it says that the fold is finished.
+        content = {"html": evaluation_page(found), "csv": found.as_csv(), "json": found.as_json()}
         write_atomically({fold.folder / f"{name}.{ending}": text.encode() for ending, text in content.items()})
 
 

@@ -7,25 +7,26 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
 
-def dice_loss(probabilities: Tensor, lesions: Tensor, smoothing: float) -> Tensor:
-    """Soft Dice loss on the lesion class over all pixels of the batch, of all processes (paper, section 4.1).
+def dice_loss(probabilities: Tensor, lesions: Tensor, smoothing: float, whole: bool = False) -> Tensor:
+    """Soft Dice loss on the lesion class over all pixels of the batch (paper, section 4.1).
 
-    ``1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s)``
+    ``1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s)``, the sums being those of all processes unless this one has the
+    `whole` batch.
 
     >>> dice_loss(torch.tensor([1.0, 0.5, 0.0]), torch.tensor([1.0, 0.0, 1.0]), 0.5).item()
     0.375
     """
     sums = torch.stack([(probabilities * lesions).sum(), probabilities.sum() + lesions.sum()])
-    if dist.is_initialized():
+    if dist.is_initialized() and not whole:
         sums = all_reduce(sums)  # differentiable: shards give the gradient of the whole batch
     return 1 - (2 * sums[0] + smoothing) / (sums[1] + smoothing)
 
 
-def loss_of(logits: Tensor, lesions: Tensor, smoothing: float, cross_entropy: float) -> Tensor:
+def loss_of(logits: Tensor, lesions: Tensor, smoothing: float, cross_entropy: float, whole: bool = False) -> Tensor:
     """Dice loss plus weighted cross-entropy of logits (n, 2, H, W) against lesions (n, H, W) of 0 and 1, in float32."""
     background, lesion = logits.float().unbind(1)
     margin = lesion - background
-    loss = dice_loss(torch.sigmoid(margin), lesions, smoothing)
+    loss = dice_loss(torch.sigmoid(margin), lesions, smoothing, whole)
     if cross_entropy:
         loss = loss + cross_entropy * F.binary_cross_entropy_with_logits(margin, lesions)
     return loss

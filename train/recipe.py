@@ -1,5 +1,6 @@
 """Recipes: everything that decides a training, in a TOML file."""
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionrt.runtime.errors import DatasetError, UsageError
-from lesionrt.runtime.prepare import Preparation
+from lesionrt.runtime.prepare import BRAIN_ROBUST_Z, Preparation
 from lesionrt.train.augment import Augmentation
 from lesionrt.train.model import NetworkConfig
 
@@ -20,7 +21,7 @@ _CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "keep": ("last", "best"),
 }
-_AT_LEAST_ONE = ("slabs", "size", "batch", "epoch_steps")
+_AT_LEAST_ONE = ("slabs", "size", "batch", "epoch_steps", "steps", "epochs")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Recipe:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
-        for name in (*_AT_LEAST_ONE, "steps", "epochs", "warm_up", "seed"):
+        for name in (*_AT_LEAST_ONE, "warm_up", "seed"):
             least = 1 if name in _AT_LEAST_ONE else 0
             if getattr(self, name) < least:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected at least {least}")
@@ -72,11 +73,24 @@ class Recipe:
             raise DatasetError(
                 f"recipe: size is {self.size}; expected a multiple of {self.network.size_multiple}, as the network has {self.network.levels} levels"
             )
-        for name in ("lesion_centred", "average"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected 0 to 1")
-        if not self.learning_rate > 0:
-            raise DatasetError(f"recipe: learning_rate is {self.learning_rate}; expected more than 0")
+        for name, most in (("lesion_centred", 1.0), ("average", 0.9999)):
+            if not 0 <= getattr(self, name) <= most:
+                raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected 0 to {most:g}")
+        for name in ("weight_decay", "cross_entropy"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected at least 0")
+        for name in ("learning_rate", "dice_smoothing"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected more than 0")
+        if self.sampling == "slabs" and self.normalisation != BRAIN_ROBUST_Z:
+            raise DatasetError(
+                f"recipe: slabs are varied as robust z-values; with normalisation {self.normalisation} choose sampling windows"
+            )
+        varied = [name for name, value in asdict(self.augmentation).items() if value]
+        if self.sampling == "windows" and varied:
+            raise DatasetError(
+                f"recipe: windows are not varied; switch augmentation {', '.join(varied)} off, or sample slabs"
+            )
         Preparation(normalisation=self.normalisation)
 
     @property

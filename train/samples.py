@@ -89,5 +89,5 @@ class Batches:
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self._start, self._samples.batches):
             batch = self._samples.batch(step)
-            equal = len(batch) - len(batch) % self._world  # shards of one size: their mean is the batch's
-            yield batch[self._rank : equal : self._world]
+            missing = -len(batch) % self._world  # shards of one size: the mean of their gradients is the batch's
+            yield [*batch, *(batch * self._world)[:missing]][self._rank :: self._world]

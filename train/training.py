@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,16 +24,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from lesionrt.runtime.bundle import ModelInfo
-from lesionrt.runtime.errors import CheckpointError, DatasetError, LesionrtError, OutputError
-from lesionrt.runtime.files import write_atomically
+from lesionrt.runtime.errors import CheckpointError, DatasetError, LesionrtError, OutputError, UnavailableError
+from lesionrt.runtime.files import sha256, write_atomically
 from lesionrt.train.augment import read_lesions
-from lesionrt.train.cache import PreparedScan, load_scan
+from lesionrt.train.cache import PreparedScan, contents, load_scan
 from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, read_torch_file, save_checkpoint
 from lesionrt.train.dataset import Scan
 from lesionrt.train.history import draw_history, history_csv
 from lesionrt.train.loss import loss_of
 from lesionrt.train.model import Network
-from lesionrt.train.recipe import Recipe, recipe_of
+from lesionrt.train.recipe import Recipe
 from lesionrt.train.samples import Batches, Slabs, Windows
 
 FORMAT = "lesionrt training state"
@@ -126,37 +127,50 @@ def train(
         )
     with _processes() as (rank, world, device):
         run = _Run(recipe, out, rank, world, device)
+        initial = None if start is None else load_checkpoint(start)
+        if initial is not None:
+            run.start_from(initial)
         cache = cache or out.parent / "cache"
         multiple = recipe.network.size_multiple
-        if rank == 0:  # prepares for all
-            for scan in (*train_scans, *validation_scans):
-                load_scan(scan, recipe.preparation, multiple, cache)
         if world > 1:
+            if rank == 0:  # prepares for all
+                for scan in (*train_scans, *validation_scans):
+                    load_scan(scan, recipe.preparation, multiple, cache)
             dist.barrier()
         scans = [load_scan(scan, recipe.preparation, multiple, cache) for scan in train_scans]
         held = [load_scan(scan, recipe.preparation, multiple, cache) for scan in validation_scans]
-        run.describe(train_scans, validation_scans, start, resume)
+        if recipe.keep == "best" and not any(scan.lesions.any() for scan in held):
+            raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
+        samples = _samples(recipe, scans, validation_scans, world)
+        run.describe(
+            {scan.name: contents(scan) for scan in train_scans},
+            {scan.name: contents(scan) for scan in validation_scans},
+            None if start is None else sha256(start),
+            resume,
+        )
         if resume:
             run.load_state()
-        elif start is not None:
-            run.start_from(load_checkpoint(start))
-        samples = _samples(recipe, scans)
         run.fit(samples, held, say, progress)
+        learned = ", ".join(scan.name for scan in train_scans)
+        if initial is not None:
+            learned += f"; started from {initial.model.name}, trained on {initial.model.training_data}"
         info = ModelInfo(
             name=name or out.resolve().name,
             version="1",
             trained=True,
             description=f"{recipe.sampling}, {samples.batches} steps",
-            training_data=", ".join(scan.name for scan in train_scans),
+            training_data=learned,
         )
         return run.finish(info)
 
 
-def _samples(recipe: Recipe, scans: Sequence[PreparedScan]) -> Slabs | Windows:
+def _samples(recipe: Recipe, scans: Sequence[PreparedScan], held: Sequence[Scan], world: int) -> Slabs | Windows:
     if not any(scan.lesions.any() for scan in scans):
         raise DatasetError("none of the training scans has a lesion in its mask")
     if recipe.sampling == "windows":
         return Windows(scans, recipe)
+    if recipe.slabs < world:
+        raise DatasetError(f"recipe: slabs is {recipe.slabs}; expected at least one for each of {world} processes")
     donors = []
     if recipe.donors:
         paths = sorted(path for path in Path(recipe.donors).glob("*.nii*"))
@@ -164,6 +178,9 @@ def _samples(recipe: Recipe, scans: Sequence[PreparedScan]) -> Slabs | Windows:
             raise DatasetError(
                 f"recipe: donors is {recipe.donors!r}; expected a folder with lesion masks (.nii, .nii.gz)"
             )
+        leaked = {sha256(path) for path in paths} & {contents(scan)[1] for scan in held}
+        if leaked:
+            raise DatasetError(f"recipe: donors {recipe.donors!r} holds the mask of a scan that validates; take it out")
         donors = [read_lesions(path, recipe.preparation) for path in paths]
     return Slabs(scans, recipe, donors)
 
@@ -193,6 +210,8 @@ class _Run:
         # Channels last is faster in half precision on a GPU, and a third slower on a CPU.
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         self.network.to(device, memory_format=layout)
+        if world > 1 and device.type == "cuda":  # one process's few slabs have poor batch statistics
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.average = (
             AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
             if recipe.average
@@ -214,34 +233,26 @@ class _Run:
         return self.network if self.average is None else self.average.module  # type: ignore[return-value]
 
     def describe(
-        self, train_scans: Sequence[Scan], validation_scans: Sequence[Scan], start: Path | None, resume: bool
+        self, train: dict[str, list[str]], validation: dict[str, list[str]], start: str | None, resume: bool
     ) -> None:
         """Write what this run is; on resuming, compare."""
-        content = {
-            "recipe": self.recipe.as_dict(),
-            "train": [scan.name for scan in train_scans],
-            "validation": [scan.name for scan in validation_scans],
-            "start": None if start is None else start.name,
-        }
+        content = {"recipe": self.recipe.as_dict(), "train": train, "validation": validation, "start": start}
         path = self.out / RUN
         if resume:
             try:
                 stored = json.loads(path.read_text(encoding="utf-8"))
-                recipe_of(stored["recipe"], str(path))
-            except (OSError, ValueError, KeyError) as error:
+                changed = [key for key in content if stored[key] != content[key]]
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise OutputError(f"{path}: no run to resume ({error}); start it without --resume") from error
-            changed = [key for key in ("recipe", "train", "validation") if stored[key] != content[key]]
             if changed:
                 raise DatasetError(
-                    f"{path}: the run to resume has another {', '.join(changed)}; give what it was started with"
+                    f"{path}: the run to resume has another {', '.join(changed)}; give what it was started with, or another folder"
                 )
-            return
-        if self.rank == 0:
+        elif self.rank == 0:
             versions = {name: version(name) for name in ("lesionrt", "torch", "numpy")}
             where = {"device": str(self.device), "machine": platform.machine(), "processes": self.world}
-            write_atomically(
-                {path: (json.dumps({**content, "versions": versions, "where": where}, indent=2) + "\n").encode()}
-            )
+            text = json.dumps({**content, "versions": versions, "where": where}, indent=2)
+            write_atomically({path: f"{text}\n".encode()})
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Take another network's weights."""
@@ -249,9 +260,8 @@ class _Run:
             raise CheckpointError(
                 f"the checkpoint to start from has network {checkpoint.network.config}; expected {self.recipe.network}"
             )
-        self.network.load_state_dict(checkpoint.network.state_dict())
-        if self.average is not None:
-            self.average.module.load_state_dict(checkpoint.network.state_dict())
+        for network in {self.network, self.result}:
+            network.load_state_dict(checkpoint.network.state_dict())
 
     def fit(
         self,
@@ -266,7 +276,10 @@ class _Run:
             objective = DistributedDataParallel(objective)
         workers = 0 if self.device.type == "cpu" else min(8, (os.cpu_count() or 2) - 1)
         loader: DataLoader[Any] = DataLoader(
-            samples, batch_sampler=Batches(samples, self.step, self.rank, self.world), num_workers=workers
+            samples,
+            batch_sampler=Batches(samples, self.step, self.rank, self.world),
+            num_workers=workers,
+            worker_init_fn=_ignore_signals,
         )
         began, first = time.perf_counter(), self.step
         with _signals() as caught:
@@ -292,25 +305,25 @@ class _Run:
 
     def _advance(self, objective: nn.Module, slices: Tensor, lesions: Tensor, steps: int) -> float:
         """One step; its loss."""
-        torch.manual_seed(
-            (self.recipe.seed << 40) + self.step * self.world + self.rank
-        )  # dropout's, the same after resuming
+        seed = np.random.SeedSequence([self.recipe.seed, self.step, self.rank]).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed))  # dropout's, the same after resuming
         self.network.train()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, steps)
         slices, lesions = (part.to(self.device, non_blocking=True) for part in (slices, lesions))
         with self._autocast():
             loss, logits = objective(slices, lesions)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DatasetError(
-                f"the loss is {value} at step {self.step + 1} (batch {self.step % max(1, steps) + 1} of {steps}); "
-                "the last good state is kept: resume with a lower learning rate in a new run, or look at these scans with `lesionrt data check`"
-            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        if self.recipe.optimiser == "adamw":
-            nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
+        largest = LARGEST_GRADIENT if self.recipe.optimiser == "adamw" else math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), largest))
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(norm)):  # the gradient is shared: every process stops here
+            raise DatasetError(
+                f"the loss is {value} and its gradient's norm {norm} at step {self.step + 1} of {steps}; no weights were changed by it "
+                f"and {self.out / STATE} is as it was. Try a lower learning rate in another folder, or look at the scans with "
+                "`lesionrt data check`"
+            )
         self.optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
@@ -335,14 +348,14 @@ class _Run:
         }
         if validation:
             row |= self._validate(validation)
-        best = max((old["validation_dice"] for old in self.history), default=-1.0) if validation else -1.0
+        best = max((old.get("validation_dice", -1.0) for old in self.history), default=-1.0)
         self.history.append(row)
         self.totals = _no_totals()
-        if self.rank:
-            return
-        if validation and row["validation_dice"] > best and self.recipe.keep == "best":
+        if self.rank == 0 and self.recipe.keep == "best" and row["validation_dice"] > best:
             write_atomically({self.out / BEST: _saved(self.result.state_dict())})
         self._save_state()
+        if self.rank:
+            return
         write_atomically(
             {self.out / HISTORY: history_csv(self.history), self.out / PICTURE: draw_history(self.history)}
         )
@@ -371,7 +384,8 @@ class _Run:
                     target = lesions[part].to(self.device)
                     found = logits[:, 1] > logits[:, 0]
                     totals += torch.tensor([(found * target).sum(), found.sum(), target.sum()], dtype=torch.float64)
-                    losses.append(_own_loss(logits, target, self.recipe))
+                    smoothing, weight = self.recipe.dice_smoothing, self.recipe.cross_entropy
+                    losses.append(float(loss_of(logits, target, smoothing, weight, whole=True)))
         return {"validation_loss": sum(losses) / len(losses), "validation_dice": _dice(totals)}
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -467,17 +481,10 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _own_loss(logits: Tensor, lesions: Tensor, recipe: Recipe) -> float:
-    """The loss of this process's slices alone, on which every process works in full."""
-    probabilities = torch.sigmoid(logits.float()[:, 1] - logits.float()[:, 0])
-    overlap, both = (probabilities * lesions).sum(), probabilities.sum() + lesions.sum()
-    dice = 1 - (2 * overlap + recipe.dice_smoothing) / (both + recipe.dice_smoothing)
-    if recipe.cross_entropy:
-        dice = dice + recipe.cross_entropy * nn.functional.binary_cross_entropy(probabilities, lesions)
-    return float(dice)
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    # Plain AVX-512 emulates it, and is then slower than float32.
+    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
 
 
 def _dice(counts: Tensor) -> float:
@@ -494,6 +501,12 @@ def _saved(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole group stops the main process, which then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -516,12 +529,16 @@ def _processes() -> Iterator[tuple[int, int, torch.device]]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda and local >= torch.cuda.device_count():
+        raise UnavailableError(
+            f"process {local + 1} of this machine has no GPU of its own: {torch.cuda.device_count()} are seen; start fewer with --nproc-per-node"
+        )
     if cuda:
         torch.cuda.set_device(device)
     if world == 1:
         yield 0, 1, device
         return
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # counts and signals stay on the CPU
     try:
         yield dist.get_rank(), world, device
     finally:

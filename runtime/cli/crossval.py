@@ -43,6 +43,8 @@ def command(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("crossval runs in one process; run `lesionrt train` with torchrun for each fold instead")
     with needs("train"):
+        import matplotlib  # noqa: F401 (what a history is drawn with, and would be missed after an epoch only)
+
         from lesionrt.train import crossval
         from lesionrt.train.check import fold_lines, fold_slices
         from lesionrt.train.crossval_page import crossval_page

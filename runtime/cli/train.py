@@ -33,23 +33,32 @@ def command(
 ) -> None:
     """Train a network. SIGINT and SIGTERM write the state and stop; --resume continues as if nothing had been."""
     with needs("train"):
+        import matplotlib  # noqa: F401 (what the history is drawn with, and would be missed after an epoch only)
+
+        from lesionrt.train.check import patients_in_two_splits
         from lesionrt.train.dataset import read_dataset, select
         from lesionrt.train.recipe import load_recipe
         from lesionrt.train.training import Progress, train
+    from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
+    from lesionrt.runtime.errors import DatasetError, UsageError
+
     resolved = load_recipe(recipe, settings or ())
     scans = read_dataset(dataset)
+    for finding in patients_in_two_splits(scans):
+        raise DatasetError(f"{dataset}: {finding}")
     left_out = {scan.name for scan in select(scans, without or (), "--without")}
     held = {scan.name for scan in select(scans, validation or (), "--validation")}
     held |= {scan.name for scan in scans if scan.split == "validation"}
     used = [scan for scan in scans if scan.name not in left_out and scan.split != "test"]
+    lost = held - {scan.name for scan in used}
+    if validation and lost:
+        raise UsageError(f"--validation: {', '.join(sorted(lost))} is left out, or in the split test")
     first = int(os.environ.get("RANK", "0")) == 0
     watched = first and sys.stderr.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"))
-    from rich.console import Console
-
     with Bar(*columns, console=Console(stderr=True), transient=True, disable=not watched) as bar:
         task = bar.add_task("training", now="", total=None)
 

@@ -88,6 +88,21 @@ def test_transplanted_lesions_are_bright_soft_and_only_in_healthy_tissue(scan: P
     assert seen > 3
 
 
+def test_a_small_transplanted_lesion_does_not_fade_away(scan: PreparedScan) -> None:
+    stack = scan.slices.astype(np.float32)
+    donor = Lesions(np.zeros(stack.shape, bool), np.zeros(3))
+    donor.mask[7:9, 50:53, 50:53] = True
+    seen = 0
+    for seed in range(20):
+        painted, lesions = transplant(stack, scan.brain, scan.lesions, scan, 0, donor, np.random.default_rng(seed))
+        new = lesions & ~scan.lesions
+        if new.any():
+            seen += 1
+            # At least 0.9 of the scan's own brightness 6, blended by 0.6 and 0.8.
+            assert painted[new].min() >= 0.9 * 6 * 0.6 * 0.8 - 1e-5
+    assert seen > 3
+
+
 def test_centres_favour_small_lesions_and_fall_back_to_the_brain(scan: PreparedScan) -> None:
     lesions = np.zeros_like(scan.lesions)
     lesions[2, 10, 10] = True  # 1 voxel

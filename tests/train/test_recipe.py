@@ -41,7 +41,11 @@ def test_a_recipe_is_rebuilt_from_what_a_run_stores() -> None:
         ("slab_slices=2", DatasetError, "slab_slices is 2; expected at least 3"),
         ("optimiser=lion", DatasetError, "optimiser is 'lion'; expected adamw or sgd"),
         ("learning_rate=0", DatasetError, "learning_rate is 0.0; expected more than 0"),
-        ("average=1.5", DatasetError, "average is 1.5; expected 0 to 1"),
+        ("average=1.5", DatasetError, "average is 1.5; expected 0 to 0.9999"),
+        ("steps=0", DatasetError, "steps is 0; expected at least 1"),
+        ("weight_decay=-1", DatasetError, "weight_decay is -1.0; expected at least 0"),
+        ("normalisation=slice-min-max", DatasetError, "with normalisation slice-min-max choose sampling windows"),
+        ("sampling=windows", DatasetError, "windows are not varied; switch augmentation flip"),
         ("network=4", DatasetError, "network is 4; expected a table"),
     ],
 )
