@@ -87,6 +87,9 @@ def test_help_lists_every_verb(run: Run) -> None:
         ("onnxruntime", "segment", "cpu"),
         ("onnxruntime", "verify", "cpu"),
         ("torch", "verify --reference", "export"),
+        ("onnx", "verify bf16", "export"),
+        ("onnx", "verify --bisect", "export"),
+        ("tensorrt_rtx", "engine build", "rtx"),
     ],
 )
 def test_missing_library_is_named_with_the_command_that_brings_it(
@@ -94,6 +97,7 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
     without: Callable[..., Environment],
     tiny_checkpoint: Path,
     tiny_bundle: Path,
+    half_bundle: Path,
     small_flair: Path,
     tmp_path: Path,
     library: str,
@@ -107,10 +111,14 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
         "segment": ("segment", small_flair, "-o", tmp_path / "out", "--model", tiny_bundle),
         "verify": ("verify", tiny_bundle),
         "verify --reference": ("verify", tiny_bundle, "--reference", tiny_checkpoint),
+        "verify bf16": ("verify", half_bundle, "--backend", "cpu", "--precision", "bf16"),
+        "verify --bisect": ("verify", half_bundle, "--bisect"),
+        "engine build": ("engine", "build", tiny_bundle, "--flavor", "rtx"),
     }[verb]
     result = run(*arguments, code=4, env=without(library))
     assert f"pip install 'lesionrt[{extra}]'" in result.stderr
-    assert (library if library != "onnxruntime" else "ONNX Runtime is not installed") in result.stderr
+    said = {"onnxruntime": "ONNX Runtime is not installed", "tensorrt_rtx": "TensorRT for RTX is not installed"}
+    assert said.get(library, library) in result.stderr
     assert not result.stdout
     assert not (tmp_path / "out").exists()
 
@@ -136,6 +144,15 @@ def test_main_job_needs_no_training_library(
     environment = without("torch", "onnx", "onnxscript", "tensorrt", "openvino", "matplotlib")
     run("segment", flake, "-o", tmp_path / "out", "--model", tiny_bundle, "--overlay", env=environment)
     assert (tmp_path / "out/flair_lesions.nii.gz").exists()
+
+
+def test_without_onnx_bfloat16_is_left_out_and_named(
+    run: Run, without: Callable[..., Environment], half_bundle: Path
+) -> None:
+    result = run("verify", half_bundle, "--backend", "cpu", "--json", env=without("onnx"))
+    found = json.loads(result.stdout)
+    assert [row["precision"] for row in found["results"]] == ["fp32", "fp16"]
+    assert "pip install 'lesionrt[export]'" in found["left_out"]["cpu bf16"]
 
 
 def test_main_job_needs_no_network(tiny_bundle: Path, flake: Path, tmp_path: Path) -> None:
