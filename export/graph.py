@@ -168,7 +168,7 @@ def trace(
 def with_one_input_channel(network: Network) -> Network:
     """The same network with the sum over the repeated grey channels already in its first kernel."""
     folded = copy.deepcopy(network)
-    first = network.first
+    first = folded.first  # the copy's: its bias will be cast with the rest
     folded.first = nn.Conv2d(1, first.out_channels, 3, padding=1)
     folded.first.weight.data = first.weight.data.sum(1, keepdim=True)
     folded.first.bias = first.bias

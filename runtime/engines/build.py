@@ -143,6 +143,7 @@ def build_engine(
             engine, plan, timings = _build(bundle, graph, wanted, trt, device, log, force, say)
             rows = measure(bundle, engine, plan)
         except UsageError:
+            log_path.unlink()  # it says nothing that the error does not
             raise
         except BaseException:
             say(f"the build's log is kept: {log_path}")
@@ -342,7 +343,7 @@ def _mib(size: int | None) -> str:
 
 
 def _does_not_fit(profile: Profile, needed: int, workspace: int, fitting: int) -> str:
-    remedy = f"--max-slices {fitting}" if fitting >= SMALLEST_STACK else "a smaller --max-size"
+    remedy = f"--max-slices of about {fitting}" if fitting >= SMALLEST_STACK else "a smaller --max-size"
     return (
         f"stacks of up to {'x'.join(map(str, profile.largest))} need {_mib(needed)} of activations, the workspace is "
         f"{_mib(workspace)}; give {remedy}, or more --workspace"

@@ -34,13 +34,15 @@ def test_large_products_stay_float32_and_the_manifest_names_them(
     tiny_checkpoint: Path, tmp_path: Path, run: Run
 ) -> None:
     loaded = load_checkpoint(tiny_checkpoint)
-    block = loaded.network.attention_down[0]
+    block = loaded.network.attention_up[0]
     slices = phantom_slices(loaded.preparation, 4, 8)  # those that the export looks at
-    (before,) = (found for found in product_ranges(loaded.network, slices) if found.name == "attention_down.0")
+    (before,) = (found for found in product_ranges(loaded.network, slices) if found.name == "attention_up.0")
+    growth = 30000 / before.largest
     with torch.no_grad():
         for branch in (block.squeeze, block.residual):  # their last norm and ReLU are linear in its weights
             for weights in (branch[4].weight, branch[4].bias):
-                weights.mul_((30000 / before.largest) ** 0.5)
+                weights.mul_(growth**0.5)
+        loaded.network.transition_up[1].conv.weight.div_(growth)  # what follows sees numbers as before
     save_checkpoint(Checkpoint(loaded.network, loaded.preparation, loaded.model), tmp_path / "wide.pt")
     bundle = tmp_path / "b"
     run(
@@ -49,9 +51,9 @@ def test_large_products_stay_float32_and_the_manifest_names_them(
     )
     manifest = json.loads((bundle / "manifest.json").read_text())
     products = manifest["attention_products"]
-    assert manifest["in_float32"] == {"fp32": [], "fp16": ["attention_down.0"]}
-    assert products["in_float32"] == ["attention_down.0"]
-    assert 29000 < products["blocks"]["attention_down.0"] < 31000
+    assert manifest["in_float32"] == {"fp32": [], "fp16": ["attention_up.0"]}
+    assert products["in_float32"] == ["attention_up.0"]
+    assert 29000 < products["blocks"]["attention_up.0"] < 31000
     kinds = types_of(onnx.load(bundle / "model_fp16.onnx"))
     model = onnx.load(bundle / "model_fp16.onnx")
     products_by_type = [kinds[node.output[0]] for node in model.graph.node if node.op_type == "Mul"]

@@ -33,10 +33,16 @@ def needs(backend: str) -> None:
         pytest.skip(f"backend {backend} cannot run here: {found.problem}. {found.remedy}")
 
 
-@pytest.fixture(scope="module", params=["tensorrt", "rtx"])
+# Of the session, like the bundles, and first of all: nothing is exported for a suite that is going to skip.
+@pytest.fixture(scope="session", params=["tensorrt", "rtx"])
 def flavour(request: pytest.FixtureRequest) -> str:
     needs(request.param)
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> None:
+    needs("cuda")
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +93,8 @@ def test_verify_covers_every_backend_and_engine(engines: Path, flavour: str, run
     assert all(row["engine"] for row in found["results"] if row["backend"] == flavour)
 
 
+@pytest.mark.usefixtures("cuda")
 def test_onnx_runtime_on_cuda_agrees_with_pytorch(half_bundle: Path, run: Run) -> None:
-    needs("cuda")
     precisions = ("--precision", "fp32", "--precision", "fp16")
     assert json.loads(run("verify", half_bundle, "--backend", "cuda", *precisions, "--json").stdout)["passed"]
 

@@ -93,6 +93,9 @@ def test_help_lists_every_verb(run: Run) -> None:
         ("torch", "verify --reference", "export"),
         ("torch", "evaluate", "train"),
         ("torch", "crossval", "train"),
+        ("onnx", "verify bf16", "export"),
+        ("onnx", "verify --bisect", "export"),
+        ("tensorrt_rtx", "engine build", "rtx"),
     ],
 )
 def test_missing_library_is_named_with_the_command_that_brings_it(
@@ -100,6 +103,7 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
     without: Callable[..., Environment],
     tiny_checkpoint: Path,
     tiny_bundle: Path,
+    half_bundle: Path,
     small_flair: Path,
     small_dataset: Path,
     tmp_path: Path,
@@ -116,10 +120,14 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
         "evaluate": ("evaluate", small_dataset, "--model", tiny_checkpoint, "-o", tmp_path / "out"),
         "crossval": ("crossval", small_dataset, "-o", tmp_path / "out"),
         "verify --reference": ("verify", tiny_bundle, "--reference", tiny_checkpoint),
+        "verify bf16": ("verify", half_bundle, "--backend", "cpu", "--precision", "bf16"),
+        "verify --bisect": ("verify", half_bundle, "--bisect"),
+        "engine build": ("engine", "build", tiny_bundle, "--flavor", "rtx"),
     }[verb]
     result = run(*arguments, code=4, env=without(library))
     assert f"pip install 'lesionrt[{extra}]'" in result.stderr
-    assert (library if library != "onnxruntime" else "ONNX Runtime is not installed") in result.stderr
+    said = {"onnxruntime": "ONNX Runtime is not installed", "tensorrt_rtx": "TensorRT for RTX is not installed"}
+    assert said.get(library, library) in result.stderr
     assert not result.stdout
     assert not (tmp_path / "out").exists()
 
@@ -157,6 +165,15 @@ def test_masks_are_evaluated_and_data_sets_checked_without_a_training_library(
     run("data", "check", small_dataset, env=environment)
     run("evaluate", small_dataset, "--masks", tmp_path / "masks", "-o", tmp_path / "out", env=environment)
     assert (tmp_path / "out/evaluation.html").exists()
+
+
+def test_without_onnx_bfloat16_is_left_out_and_named(
+    run: Run, without: Callable[..., Environment], half_bundle: Path
+) -> None:
+    result = run("verify", half_bundle, "--backend", "cpu", "--json", env=without("onnx"))
+    found = json.loads(result.stdout)
+    assert [row["precision"] for row in found["results"]] == ["fp32", "fp16"]
+    assert "pip install 'lesionrt[export]'" in found["left_out"]["cpu bf16"]
 
 
 def test_main_job_needs_no_network(tiny_bundle: Path, flake: Path, tmp_path: Path) -> None:

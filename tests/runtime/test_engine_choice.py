@@ -1,0 +1,126 @@
+"""Which engine runs where, and what is said where none does. The GPU is described, not there."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lesionrt.runtime.backends import cuda, engine, probe
+from lesionrt.runtime.bundle import Bundle, load_bundle
+from lesionrt.runtime.engines.identity import Identity, Profile
+from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.parity_table import table_lines
+
+Run = Callable[..., Any]
+HERE = cuda.Gpu("RTX A4000", "8.6", 16 * 2**30, "13.0")
+VERSION = "11.4.0.106"
+PROFILE = Profile((3, 4, 4), (10, 160, 192), (10, 256, 256))
+FP32 = Identity("ab" * 32, "tensorrt", VERSION, "fp32", HERE.name, HERE.compute_capability, (), PROFILE, 2**30, ())
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with that GPU and that TensorRT, as far as the choice of an engine looks at it."""
+    monkeypatch.setattr(engine, "gpu", lambda: HERE)
+    monkeypatch.setattr(engine, "load", lambda flavour: SimpleNamespace(__version__=VERSION))
+
+
+def listing(bundle: Path, to: Path, *identities: Identity) -> Bundle:
+    """A copy of a bundle that lists engines; their plans are not looked at."""
+    copy = Path(shutil.copytree(bundle, to / "bundle"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["engines"] = [{"file": each.file_name, "identity": each.as_dict()} for each in identities]
+    for each in identities:
+        (copy / each.file_name).write_bytes(b"plan")
+        manifest["files"][each.file_name] = {"bytes": 4, "sha256": sha256(b"plan").hexdigest()}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return load_bundle(copy)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_most_exact_and_latest_engine_is_taken(tiny_bundle: Path, tmp_path: Path) -> None:
+    larger = replace(FP32, profile=replace(PROFILE, largest=(20, 256, 256)))
+    half = replace(FP32, precision="fp16")
+    bundle = listing(tiny_bundle, tmp_path, half, FP32, larger, replace(FP32, precision="bf16"))
+    assert engine.find_engine("tensorrt", bundle).identity == larger
+    assert engine.find_engine("tensorrt", bundle, "fp16").identity == half
+    precisions = [found.identity.precision for found in engine.runnable("tensorrt", bundle)]
+    assert precisions == ["bf16", "fp16", "fp32", "fp32"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"version": "10.13.0.35"}, "built with tensorrt 10.13.0.35, here is 11.4.0.106"),
+        (
+            {"gpu": "RTX 4090", "compute_capability": "8.9"},
+            "built for RTX 4090 (compute capability 8.9), here is RTX A4000",
+        ),
+    ],
+)
+def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it(
+    tiny_bundle: Path, tmp_path: Path, changed: dict[str, str], finding: str
+) -> None:
+    bundle = listing(tiny_bundle, tmp_path, replace(FP32, precision="fp16", **changed))
+    with pytest.raises(UnavailableError) as caught:
+        engine.find_engine("tensorrt", bundle)
+    assert finding in str(caught.value)
+    assert f"Run: lesionrt engine build {bundle.path} --flavor tensorrt --precision fp16" in str(caught.value)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_bundle_without_engines_says_so(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    with pytest.raises(UnavailableError, match=r"has no tensorrt engine\. Run: lesionrt engine build .* fp32"):
+        engine.find_engine("tensorrt", bundle)
+    with pytest.raises(UnavailableError, match="has no tensorrt engine of precision bf16"):
+        engine.find_engine("tensorrt", bundle, "bf16")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "rtx"])
+def test_what_is_missing_for_engines_is_exit_code_4_with_its_remedy(
+    run: Run, tiny_bundle: Path, flake: Path, tmp_path: Path, backend: str
+) -> None:
+    error = run("segment", flake, "-o", tmp_path / "out", "--model", tiny_bundle, "--backend", backend, code=4).stderr
+    assert f"backend {backend} cannot run here: " in error
+    assert "Run: " in error or "Install " in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_all_compares_what_can_run_and_says_what_cannot(half_bundle: Path, run: Run) -> None:
+    result = run("verify", half_bundle, "--backend", "all", "--json")
+    found = json.loads(result.stdout)
+    compared = {(row["backend"], row["precision"]) for row in found["results"]}
+    assert {("cpu", "fp32"), ("cpu", "fp16"), ("cpu", "bf16")} <= compared
+    cannot = {name for name in ("tensorrt", "rtx", "cuda") if probe(name, load_bundle(half_bundle)).problem}
+    assert set(found["left_out"]) == cannot
+    assert all(found["left_out"].values())
+    assert all(row["engine"] is None for row in found["results"] if row["backend"] == "cpu")
+
+
+def test_the_table_has_one_line_a_comparison() -> None:
+    comparison = {
+        "max_difference": 0.0123,
+        "percentile_difference": 1e-6,
+        "dice": 0.99951,
+        "flipped_voxels": 3,
+        "reference_voxels": 1800,
+        "candidate_lesions": 7,
+        "reference_lesions": 8,
+    }
+    rows = [
+        {"backend": "cpu", "precision": "fp32", "comparison": comparison, "findings": []},
+        {"backend": "tensorrt", "precision": "fp16", "comparison": comparison, "findings": ["much"]},
+    ]
+    assert table_lines(rows) == [
+        "backend   precision  largest  99.9 %  mask Dice  flipped    lesions  verdict",
+        "cpu       fp32       0.012    1e-06   0.99951    3 of 1800  7 of 8   ok",
+        "tensorrt  fp16       0.012    1e-06   0.99951    3 of 1800  7 of 8   OUT OF TOLERANCE",
+    ]
