@@ -4,15 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(shell find runtime train export benchmarks -name '*.py' -o -name '*.toml' -o -path 'runtime/models/*' -type f) pyproject.toml
+# What the default model is made of: when it changes, the model is made again.
+MODEL_SOURCES := $(wildcard train/*.py export/*.py) runtime/bundle.py runtime/prepare.py runtime/geometry.py runtime/phantom.py
+SOURCES := $(shell find runtime train export benchmarks -name '*.py' -o -name '*.toml') pyproject.toml
 
 .PHONY: demo test weights clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.model
 	$(BIN)/lesionrt phantom -o demo --force
 	$(BIN)/lesionrt segment demo/phantom000_flair.nii.gz -o demo --overlay --force
 
-test: $(VENV)/.test-tools
+test: $(VENV)/.test-tools $(VENV)/.model
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p lesionrt.runtime
@@ -25,7 +27,7 @@ $(BIN)/python:
 # The package as a user gets it: built and installed, not linked to this folder.
 $(VENV)/.installed: $(BIN)/python $(SOURCES) constraints.txt
 	rm -rf build
-	$(PIP) install --quiet --constraint constraints.txt '.[cpu]'
+	$(PIP) install --quiet --constraint constraints.txt '.[cpu,export]'
 	$(PIP) install --quiet --no-deps --force-reinstall .
 	rm -rf build
 	touch $@
@@ -35,8 +37,15 @@ $(VENV)/.test-tools: $(VENV)/.installed
 	rm -rf build
 	touch $@
 
-# The default model's weights, from the scans in weights/scans.csv: a run that never sees one patient, for an honest
-# figure; then one that starts from it and sees all, which is exported. The card is written by hand from their figures.
+# Until there are trained weights, the default model is the paper's network with random ones.
+$(VENV)/.model: $(MODEL_SOURCES) | $(VENV)/.installed
+	$(BIN)/lesionrt untrained -o $(VENV)/untrained.pt --force
+	$(BIN)/lesionrt export $(VENV)/untrained.pt --force \
+		-o "$$($(BIN)/python -c 'from lesionrt.runtime.segmenter import DEFAULT_MODEL; print(DEFAULT_MODEL)')"
+	touch $@
+
+# Weights from the scans in weights/scans.csv: a run that never sees one patient, for an honest figure; then one that starts
+# from it and sees all, which is exported. The steps are those of a CPU; a GPU does many more: make weights HELD_STEPS=6000 ...
 HELD_OUT := p07
 HELD_STEPS := 450
 ALL_STEPS := 250
@@ -48,8 +57,8 @@ weights: $(VENV)/.test-tools
 	$(BIN)/lesionrt evaluate weights/scans.csv --model weights/held-out/checkpoint.pt -o weights/held-out/evaluation --force
 	$(BIN)/lesionrt train weights/scans.csv -o weights/all --start weights/held-out/checkpoint.pt --set donors=$(DONORS) \
 		--set steps=$(ALL_STEPS) --set warm_up=30 --set learning_rate=5e-4 --set seed=1 $(call RESUME,weights/all)
-	$(BIN)/lesionrt export weights/all/checkpoint.pt -o runtime/models/default --force --card weights/card.toml \
-		--precision fp32 --precision fp16
+	$(BIN)/lesionrt evaluate weights/scans.csv --model weights/all/checkpoint.pt -o weights/all/evaluation --force
+	$(BIN)/lesionrt export weights/all/checkpoint.pt -o weights/bundle --force --precision fp32 --precision fp16
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info
