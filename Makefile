@@ -18,7 +18,7 @@ test: $(VENV)/.test-tools $(VENV)/.model
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p lesionrt.runtime
-	$(BIN)/pytest --import-mode=importlib tests
+	$(BIN)/pytest --import-mode=importlib --numprocesses 2 --dist loadfile tests
 	$(BIN)/pytest --import-mode=importlib --doctest-modules --pyargs lesionrt.runtime lesionrt.train lesionrt.export lesionrt.benchmarks
 
 $(BIN)/python:

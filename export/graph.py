@@ -13,7 +13,6 @@ import torch
 from onnxscript.optimizer import fold_constants_ir, remove_unused_nodes
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lesionrt.export.weights import store_in_half
 from lesionrt.runtime.errors import ParityError
@@ -99,15 +98,13 @@ def export_graph(
     """
     multiple = network.config.size_multiple
     whole = with_one_input_channel(network)
-    graph = _OnePass(
-        whole if precision == "fp32" else _cast(_with_folded_norms(whole), DTYPES[precision], in_float32),
-        DTYPES[precision],
-    ).eval()
+    graph = _OnePass(_cast(whole, DTYPES[precision], in_float32), DTYPES[precision]).eval()
     stack, height, width = EXAMPLE
     example = torch.zeros(stack, 1, height * multiple, width * multiple)
     shapes = {0: Dim("n", min=WINDOW), 2: multiple * Dim("h", min=1), 3: multiple * Dim("w", min=1)}
     model = trace(graph, (example,), (shapes,), ["slices"], ["lesion"], OPSETS[precision])
-    store_in_half(model)
+    if precision == "fp32":
+        store_in_half(model)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     check_signature(model, {"slices": (None, 1, None, None)}, {"lesion": (None, None, None)})
@@ -173,20 +170,6 @@ def with_one_input_channel(network: Network) -> Network:
     folded.first.weight.data = first.weight.data.sum(1, keepdim=True)
     folded.first.bias = first.bias
     return folded
-
-
-def _with_folded_norms(network: Network) -> Network:
-    """The network with every norm that follows a convolution folded into it, in float32; changed in place.
-
-    The exporter would fold them too, but in the precision it exports, and would leave bfloat16's weights in float32.
-    """
-    for block in network.modules():
-        if isinstance(block, SqueezeAttention):
-            for branch in (block.squeeze, block.residual):
-                for index in range(0, len(branch), 3):  # convolution, norm, ReLU
-                    branch[index] = fuse_conv_bn_eval(branch[index], branch[index + 1])
-                    branch[index + 1] = nn.Identity()
-    return network
 
 
 def _cast(network: Network, dtype: torch.dtype, in_float32: Sequence[str]) -> Network:

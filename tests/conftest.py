@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from filelock import FileLock
 
 SHARED = Path(__file__).parents[2] / "shared"
 COMMAND = Path(sys.executable).parent / "lesionrt"
@@ -42,48 +43,63 @@ def run() -> Run:
     return call
 
 
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a folder in the first test process that wants it; the others wait and take it as it is."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = common / f"once-{name}"
+        with FileLock(common / f"once-{name}.lock"):
+            if not (folder / "made").exists():
+                folder.mkdir(exist_ok=True)
+                fill(folder)
+                (folder / "made").touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(once: Once) -> Path:
     """A network of the paper's kind that computes in moments: two levels, so sizes are multiples of 4."""
     from lesionrt.train.checkpoint import save_checkpoint
     from lesionrt.train.model import NetworkConfig
     from lesionrt.train.untrained import untrained_checkpoint
 
-    path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
-    save_checkpoint(untrained_checkpoint(NetworkConfig(growth_rate=4, layers=2, levels=2, first_channels=8)), path)
-    return path
+    config = NetworkConfig(growth_rate=4, layers=2, levels=2, first_channels=8)
+    return once("tiny", lambda folder: save_checkpoint(untrained_checkpoint(config), folder / "tiny.pt")) / "tiny.pt"
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, run: Run) -> Path:
+def tiny_bundle(tiny_checkpoint: Path, once: Once, run: Run) -> Path:
     """Its bundle, in both precisions."""
-    bundle = tiny_checkpoint.with_name("bundle")
-    run("export", tiny_checkpoint, "-o", bundle, "--precision", "fp32", "--precision", "fp16")
-    return bundle
+    both = ("--precision", "fp32", "--precision", "fp16")
+    return once("tiny-bundle", lambda folder: run("export", tiny_checkpoint, "-o", folder / "bundle", *both)) / "bundle"
 
 
 @pytest.fixture(scope="session")
-def half_bundle(tiny_checkpoint: Path, run: Run) -> Path:
+def half_bundle(tiny_checkpoint: Path, once: Once, run: Run) -> Path:
     """Its bundle with every precision that has a graph."""
-    bundle = tiny_checkpoint.with_name("half")
-    run("export", tiny_checkpoint, "-o", bundle, *(f"--precision={name}" for name in ("fp32", "fp16", "bf16")))
-    return bundle
+    every = [f"--precision={name}" for name in ("fp32", "fp16", "bf16")]
+    return once("half-bundle", lambda folder: run("export", tiny_checkpoint, "-o", folder / "half", *every)) / "half"
 
 
 @pytest.fixture(scope="session")
-def full_checkpoint(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+def full_checkpoint(once: Once, run: Run) -> Path:
     """The paper's full network with random weights."""
-    path = tmp_path_factory.mktemp("full") / "untrained.pt"
-    run("untrained", "-o", path)
-    return path
+    return once("full", lambda folder: run("untrained", "-o", folder / "untrained.pt")) / "untrained.pt"
 
 
 @pytest.fixture(scope="session")
-def full_bundle(full_checkpoint: Path, run: Run) -> Path:
+def full_bundle(full_checkpoint: Path, once: Once, run: Run) -> Path:
     """Its bundle, in both precisions."""
-    bundle = full_checkpoint.with_name("bundle")
-    run("export", full_checkpoint, "-o", bundle, "--precision", "fp32", "--precision", "fp16")
-    return bundle
+    both = ("--precision", "fp32", "--precision", "fp16")
+    return once("full-bundle", lambda folder: run("export", full_checkpoint, "-o", folder / "bundle", *both)) / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -156,8 +156,11 @@ def measure(bundle: Bundle, engine: Engine, plan: bytes) -> list[dict[str, Any]]
         return None
     if not identity.profile.takes(identity.profile.smallest[0], *reference.slices.shape[2:]):
         return None
-    with EngineBackend(engine, plan) as backend:
-        row = compare_backend(bundle, backend, reference, TOLERANCES[identity.precision])
+    try:
+        with EngineBackend(engine, plan) as backend:
+            row = compare_backend(bundle, backend, reference, TOLERANCES[identity.precision])
+    except UnavailableError:  # another GPU may run it: the plan is kept, without a figure
+        return None
     if row["findings"]:
         raise ParityError(
             "the engine does not agree with PyTorch; it was not added to the bundle\n" + "\n".join(report_lines([row]))
@@ -320,6 +323,10 @@ class _Loaded:
         if compiles_at_first_run(trt):
             self._config = self.checked(self.engine.create_runtime_config(), "make a runtime configuration")
             self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            # Kernels that are exchanged while it runs would let the same slices give other bits.
+            self._config.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
             # The configuration does not keep the cache alive.
             self._cache = self.checked(self._config.create_runtime_cache(), "make a runtime cache")
             if cache_file.is_file():
@@ -349,7 +356,10 @@ class _Loaded:
             return result
         message = self.log.text_of_errors()
         text = f"{self._trt.__name__} {self._trt.__version__} could not {what}: {message}"
-        if any(sign in message.lower() for sign in ("out of memory", "outofmemory", "failed_allocation")):
+        if any(
+            sign in message.lower()
+            for sign in ("out of memory", "out_of_memory", "outofmemory", "memoryallocation", "failed_allocation")
+        ):
             raise OutOfDeviceMemoryError(text)
         raise UnavailableError(text)
 

@@ -27,6 +27,11 @@ def probe() -> Probe:
     return result
 
 
+def precisions(bundle: Bundle) -> list[str]:
+    """ONNX Runtime has no bfloat16 convolution."""
+    return [name for name in bundle.precisions if name != "bf16"]
+
+
 def open_backend(bundle: Bundle, precision: str, threads: int | None) -> Backend:
     """Load a bundle's graph."""
     # CUDA and cuDNN come as Python packages with the `gpu` extra; ONNX Runtime must be told to load them.

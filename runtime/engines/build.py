@@ -274,7 +274,11 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
         cache = _timing_cache(bundle, identity)
         known = cache.read_bytes() if cache.is_file() else b""
         # One of another device is refused by TensorRT and an empty one is used.
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        timing = config.create_timing_cache(known) or config.create_timing_cache(b"")  # a damaged one gives none
+        if timing is None or not config.set_timing_cache(timing, ignore_mismatch=False):
+            log.errors.clear()
+            timing = config.create_timing_cache(b"")
+            config.set_timing_cache(timing, ignore_mismatch=False)
     profile = parsed.builder.create_optimization_profile()
     shapes = [(slices, 1, height, width) for slices, height, width in _shapes(identity.profile)]
     profile.set_shape("slices", *shapes)
