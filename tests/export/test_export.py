@@ -111,18 +111,19 @@ def test_out_of_tolerance_leaves_the_numbers_and_no_bundle(tiny_checkpoint: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_is_replaced_only_by_force_and_only_by_a_good_one(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
-    checkpoint = tiny_bundle.with_name("tiny.pt")
+def test_a_bundle_is_replaced_only_by_force_and_only_by_a_good_one(
+    tiny_checkpoint: Path, tmp_path: Path, run: Run
+) -> None:
     bundle = tmp_path / "b"
     bundle.mkdir()
-    assert "--force" in run("export", checkpoint, "-o", bundle, code=3).stderr
+    assert "--force" in run("export", tiny_checkpoint, "-o", bundle, code=3).stderr
     (bundle / "notes.txt").write_text("mine")
-    assert "is no bundle" in run("export", checkpoint, "-o", bundle, "--force", code=3).stderr
+    assert "is no bundle" in run("export", tiny_checkpoint, "-o", bundle, "--force", code=3).stderr
     assert (bundle / "notes.txt").read_text() == "mine"
     (bundle / "manifest.json").write_text("old")
-    run("export", checkpoint, "-o", bundle, "--force", "--max-difference", "0", code=5)
+    run("export", tiny_checkpoint, "-o", bundle, "--force", "--max-difference", "0", code=5)
     assert (bundle / "manifest.json").read_text() == "old"
-    run("export", checkpoint, "-o", bundle, "--force")
+    run("export", tiny_checkpoint, "-o", bundle, "--force")
     assert {path.name for path in bundle.iterdir()} == {
         "manifest.json",
         "model_fp32.onnx",
