@@ -159,7 +159,7 @@ def _graph(bundle: Bundle, wanted: Wanted) -> Path:
         asked = " ".join(f"--precision {name}" for name in (*bundle.precisions, precision))
         raise BundleError(
             f"{bundle.path}: has no {precision} graph, only {', '.join(bundle.precisions)}. Where its checkpoint is, run: "
-            f"lesionrt export CHECKPOINT -o {bundle.path} {asked} --force"
+            f"lesionrt export CHECKPOINT -o {bundle.path} {asked} --force (its engines are then built anew)"
         )
     return bundle.graph(precision)
 
