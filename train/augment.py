@@ -253,7 +253,7 @@ def _vary_intensity(slices: Array, augmentation: Augmentation, rng: np.random.Ge
         medians = np.maximum(slices / MEDIAN + 1, 0)
         slices = (medians ** np.float32(np.exp(rng.uniform(-0.3, 0.3))) - 1) * MEDIAN
     if augmentation.intensity:
-        slices = slices * np.float32(np.exp(rng.uniform(-0.35, 0.35))) + np.float32(rng.uniform(-0.4, 0.4))
+        slices = slices * np.float32(np.exp(rng.uniform(-0.25, 0.25))) + np.float32(rng.uniform(-0.3, 0.3))
     if augmentation.noise and rng.random() < 0.4:
         noise = rng.normal(0, rng.uniform(0, 0.5), slices.shape).astype(np.float32)
         slices = slices + noise

@@ -36,10 +36,10 @@ class Recipe:
 
     normalisation: str = "brain-robust-z"
     sampling: str = "slabs"
-    slabs: int = 5
-    slab_slices: int = 4
-    size: int = 96
-    lesion_centred: float = 0.5
+    slabs: int = 4
+    slab_slices: int = 3
+    size: int = 128
+    lesion_centred: float = 0.4
     donors: str = ""
     steps: int = 1600
     epoch_steps: int = 100
@@ -51,6 +51,7 @@ class Recipe:
     warm_up: int = 50
     decay: str = "cosine"
     average: float = 0.99
+    frozen_norms: float = 0.4
     cross_entropy: float = 1.0
     dice_smoothing: float = 1.0
     precision: str = "auto"
@@ -73,7 +74,7 @@ class Recipe:
             raise DatasetError(
                 f"recipe: size is {self.size}; expected a multiple of {self.network.size_multiple}, as the network has {self.network.levels} levels"
             )
-        for name, most in (("lesion_centred", 1.0), ("average", 0.9999)):
+        for name, most in (("lesion_centred", 1.0), ("average", 0.9999), ("frozen_norms", 1.0)):
             if not 0 <= getattr(self, name) <= most:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected 0 to {most:g}")
         for name in ("weight_decay", "cross_entropy"):

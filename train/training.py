@@ -210,6 +210,9 @@ class _Run:
         # Channels last is faster in half precision on a GPU, and a third slower on a CPU.
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         self.network.to(device, memory_format=layout)
+        if recipe.average:  # statistics of few slabs vary much
+            for norm in _norms(self.network):
+                norm.momentum = 1 - recipe.average
         if world > 1 and device.type == "cuda":  # one process's few slabs have poor batch statistics
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.average = (
@@ -308,6 +311,9 @@ class _Run:
         seed = np.random.SeedSequence([self.recipe.seed, self.step, self.rank]).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed))  # dropout's, the same after resuming
         self.network.train()
+        if self.step >= steps * (1 - self.recipe.frozen_norms):
+            for norm in _norms(self.network):
+                norm.eval()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, steps)
         slices, lesions = (part.to(self.device, non_blocking=True) for part in (slices, lesions))
@@ -445,6 +451,10 @@ class _Run:
             round_weights(network)
             save_checkpoint(Checkpoint(network.eval(), self.recipe.preparation, info), path)
         return path
+
+
+def _norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def initialise(network: Network) -> None:

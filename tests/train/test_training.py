@@ -94,6 +94,15 @@ def test_the_checkpoints_weights_are_half_precision_numbers(scans: list[Scan], t
     assert all(torch.equal(value, value.half().float()) for value in network.parameters())
 
 
+@pytest.mark.parametrize(("share", "seen"), [(0.0, 4), (0.5, 2), (1.0, 0)])
+def test_the_norms_statistics_stand_still_in_the_last_share_of_the_steps(
+    scans: list[Scan], tmp_path: Path, share: float, seen: int
+) -> None:
+    train(load_recipe("default", [*FAST, f"frozen_norms={share}"]), scans, [], tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
+    assert {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")} == {seen}
+
+
 PAPER = [*SMALL, "epochs=2", "batch=8", "learning_rate=0.01"]
 
 
