@@ -74,8 +74,8 @@ class Bundle:
 
     @property
     def precisions(self) -> list[str]:
-        """In which precisions the bundle has a graph."""
-        return list(self.manifest["graphs"])
+        """In which precisions the bundle has a graph, the most exact first."""
+        return sorted(self.manifest["graphs"], key=PRECISIONS.index)
 
     @property
     def threshold(self) -> float:

@@ -16,6 +16,7 @@ PACKAGES = (
     "nibabel",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
     "pycuda",

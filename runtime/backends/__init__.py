@@ -13,12 +13,13 @@ from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.float32]]
-# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`; those that run engines, which
-# are built for one device, also have `engine_problem` and `precisions`.
+# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`; one that does not run every
+# graph of a bundle also has `bundle_problem` and `precisions`, one that is not always faster than those after it `slower_because`.
 _MODULES = {
     "tensorrt": "lesionrt.runtime.backends.engine_tensorrt",
     "rtx": "lesionrt.runtime.backends.engine_rtx",
     "cuda": "lesionrt.runtime.backends.onnx_cuda",
+    "openvino": "lesionrt.runtime.backends.openvino_cpu",
     "cpu": "lesionrt.runtime.backends.onnx_cpu",
 }
 NAMES = tuple(_MODULES)
@@ -92,14 +93,14 @@ def probe(name: str, bundle: Bundle | None = None) -> Probe:
     """Look whether a backend can run here, and this bundle with it; nothing is loaded."""
     module = import_module(_MODULES[name])
     result: Probe = module.probe()
-    if bundle is None or result.problem is not None or not hasattr(module, "engine_problem"):
+    if bundle is None or result.problem is not None or not hasattr(module, "bundle_problem"):
         return result
-    lacking = module.engine_problem(bundle)
+    lacking = module.bundle_problem(bundle)
     return result if lacking is None else replace(result, problem=lacking[0], remedy=lacking[1])
 
 
 def precisions(name: str, bundle: Bundle) -> list[str]:
-    """In which precisions a backend that can run here runs a bundle, the most exact first."""
+    """In which precisions a backend that can run here runs a bundle; the one that it takes unasked first."""
     module = import_module(_MODULES[name])
     found: list[str] = module.precisions(bundle) if hasattr(module, "precisions") else bundle.precisions
     return found
@@ -123,7 +124,7 @@ def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
         If it cannot run here.
     """
     if name == "auto":
-        probes = [probe(candidate, bundle) for candidate in NAMES]
+        probes = [_passing_the_slower(probe(candidate, bundle)) for candidate in NAMES]
         for index, candidate in enumerate(probes):
             if candidate.problem is None:
                 passed = "".join(f"; not {other.name}: {other.problem}" for other in probes[:index])
@@ -138,6 +139,14 @@ def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
     return name, "asked for"
 
 
+def _passing_the_slower(found: Probe) -> Probe:
+    """For `auto`: a backend that can run and would be slower than one after it counts as one that cannot."""
+    module = import_module(_MODULES[found.name])
+    if found.problem is not None or not hasattr(module, "slower_because"):
+        return found
+    return replace(found, problem=module.slower_because(), remedy=f"It runs with --backend {found.name}")
+
+
 def open_backend(name: str, bundle: Bundle, precision: str | None = None, threads: int | None = None) -> Backend:
     """Load a bundle's network with a backend that can run here.
 
@@ -148,7 +157,7 @@ def open_backend(name: str, bundle: Bundle, precision: str | None = None, thread
     bundle
         The model.
     precision
-        Of graph or engine; None for the most exact that the backend has of it.
+        Of graph or engine; None for the first of :func:`precisions`.
     threads
         On the CPU; None for one a core.
 
@@ -160,7 +169,6 @@ def open_backend(name: str, bundle: Bundle, precision: str | None = None, thread
         If the library does not accept the device.
     """
     if precision is None:
-        had = precisions(name, bundle)
-        precision = "fp32" if "fp32" in had else had[0] if had else None
+        precision = next(iter(precisions(name, bundle)), None)
     opener: Callable[[Bundle, str | None, int | None], Backend] = import_module(_MODULES[name]).open_backend
     return opener(bundle, precision, threads)

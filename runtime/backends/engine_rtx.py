@@ -11,7 +11,7 @@ def probe() -> Probe:
     return engine.probe(NAME)
 
 
-def engine_problem(bundle: Bundle) -> tuple[str, str] | None:
+def bundle_problem(bundle: Bundle) -> tuple[str, str] | None:
     """Why this bundle has no engine that runs here, and what builds one."""
     return engine.engine_problem(NAME, bundle)
 

@@ -12,7 +12,7 @@ from lesionrt.runtime.errors import OutputError, UnavailableError
 if TYPE_CHECKING:
     from lesionrt.runtime.parity import Tolerance
 
-BackendOption = Annotated[str, typer.Option(help="auto, tensorrt, rtx, cuda or cpu (see `lesionrt doctor`).")]
+BackendOption = Annotated[str, typer.Option(help="auto, tensorrt, rtx, cuda, openvino or cpu (see `lesionrt doctor`).")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else there.")]
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder.", metavar="BUNDLE", show_default=False)]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def command(
     bundle: BundleArgument,
     backend: Annotated[
-        str, typer.Option(help="auto, tensorrt, rtx, cuda or cpu; or all: every one that can run here.")
+        str, typer.Option(help="auto, tensorrt, rtx, cuda, openvino or cpu; or all: every one that can run here.")
     ] = "auto",
     precision: Annotated[
         list[str] | None, typer.Option(help="May be repeated.", show_default="all of the bundle")

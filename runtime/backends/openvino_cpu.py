@@ -1,0 +1,179 @@
+"""OpenVINO on the CPU: in bfloat16 where the processor computes in it."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionrt.runtime.backends import Arrays, Backend, Probe
+from lesionrt.runtime.backends.onnx_cpu import device
+from lesionrt.runtime.bundle import Bundle
+from lesionrt.runtime.chunks import default_chunk
+from lesionrt.runtime.errors import BundleError, UnavailableError
+from lesionrt.runtime.prepare import HALO
+
+NAME = "openvino"
+HINTS = {"bf16": "bf16", "fp32": "f32"}
+STATE = "state_"
+BEFORE = 2 * HALO  # slices of which the state is
+
+
+def probe() -> Probe:
+    """Whether it can run here."""
+    if find_spec("openvino") is None:
+        return Probe(NAME, "openvino", device(), "OpenVINO is not installed", "Run: pip install 'lesionrt[openvino]'")
+    library = f"openvino {version('openvino')}"
+    try:
+        _core()
+    except UnavailableError as error:
+        return Probe(NAME, library, device(), str(error), "Run: pip install --force-reinstall openvino")
+    return Probe(NAME, library, device())
+
+
+def slower_because() -> str | None:
+    """Why `auto` should pass it by although it can run; None where it is faster than ONNX Runtime."""
+    return (
+        None if _has_bfloat16() else "the CPU has no bfloat16, without which OpenVINO is not faster than ONNX Runtime"
+    )
+
+
+def bundle_problem(bundle: Bundle) -> tuple[str, str] | None:
+    """Why it cannot run this bundle, and what would mend that."""
+    if bundle.stream_graph("fp32") is None:
+        return (
+            "the bundle has no fp32 graph that keeps the state between chunks",
+            "Export it again with --precision fp32",
+        )
+    return None
+
+
+def precisions(bundle: Bundle) -> list[str]:
+    """Of the float32 graph, which it computes in bfloat16 where the processor does."""
+    return ["bf16", "fp32"] if _has_bfloat16() else ["fp32"]
+
+
+def open_backend(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+    """Load a bundle's float32 graph."""
+    graph = bundle.stream_graph("fp32")
+    if graph is None or precision not in precisions(bundle):
+        raise BundleError(
+            f"{bundle.path}: {NAME} runs {' and '.join(precisions(bundle))} of a bundle with an fp32 graph here, not {precision}"
+        )
+    return OpenvinoBackend(graph, precision, threads)
+
+
+class OpenvinoBackend:
+    """A graph in OpenVINO, compiled for one size of stack at a time: it plans memory and kernels for that size."""
+
+    def __init__(self, graph: Path, precision: str, threads: int | None) -> None:
+        self.name, self.device, self.precision = NAME, device(), precision
+        self.library = f"openvino {version('openvino')}"
+        self._options = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if threads is not None:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._model: Any = _core().read_model(graph)
+            inputs = {value.any_name: int(value.partial_shape[1].get_length()) for value in self._model.inputs}
+            outputs = [value.any_name for value in self._model.outputs]
+        except RuntimeError as error:
+            raise BundleError(f"{graph}: {self.library} cannot read it ({_last_line(error)})") from error
+        if "slices" not in inputs or outputs[:1] != ["lesion"] or len(outputs) != len(inputs):
+            raise BundleError(
+                f"{graph}: its inputs and outputs are {[[*inputs], outputs]}; expected slices and lesion with their state"
+            )
+        del inputs["slices"]
+        self._channels, self._next = inputs, dict(zip(inputs, outputs[1:], strict=True))
+        self._compiled: tuple[dict[str, list[int]], Any] | None = None
+
+    def infer(self, feed: Arrays) -> dict[str, NDArray[np.float32]]:
+        """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W)."""
+        return {"lesion": self.infer_stack(feed["slices"], None, None)}
+
+    def infer_stack(
+        self, slices: NDArray[np.float32], chunk: int | None, progress: Callable[[int, int], None] | None
+    ) -> NDArray[np.float32]:
+        """A whole stack (n + 2, 1, H, W) to (n, H, W), `chunk` slices at a time.
+
+        Every piece has the same size, so that one compilation serves all: the last one is filled up with empty slices, and
+        the first follows an empty state. What these give is dropped.
+        """
+        count, _, height, width = slices.shape
+        total = count - BEFORE
+        size = min(chunk or default_chunk(height, width), count)
+        request = self._request(size, height, width)
+        state = {name: np.zeros(shape, np.float32) for name, shape in self._shapes(height, width).items()}
+        found = []
+        for first in range(0, count, size):
+            piece = np.zeros((size, 1, height, width), np.float32)
+            piece[: count - first] = slices[first : first + size]
+            try:
+                given = request.infer({"slices": piece, **state})
+            except RuntimeError as error:
+                raise UnavailableError(
+                    f"OpenVINO failed on {self.device} ({_last_line(error)}); try a smaller --chunk"
+                ) from error
+            state = {name: given[following] for name, following in self._next.items()}
+            found.append(given["lesion"])
+            if progress is not None:
+                progress(max(0, min(first + size - BEFORE, total)), total)
+        lesion: NDArray[np.float32] = np.concatenate(found)[BEFORE:][:total]
+        return lesion
+
+    def _shapes(self, height: int, width: int) -> dict[str, list[int]]:
+        """Of the state; its names say how many pixels there are per value."""
+        scales = {name: int(name.removeprefix(STATE)) for name in self._channels}
+        return {name: [BEFORE, self._channels[name], height // d, width // d] for name, d in scales.items()}
+
+    def _request(self, size: int, height: int, width: int) -> Any:
+        """The graph, ready for stacks of this size."""
+        shapes = {"slices": [size, 1, height, width], **self._shapes(height, width)}
+        if self._compiled is None or self._compiled[0] != shapes:
+            self._compiled = None  # frees its memory first
+            try:
+                model = self._model.clone()
+                model.reshape(shapes)
+                request = _core().compile_model(model, "CPU", self._options).create_infer_request()
+            except RuntimeError as error:
+                raise UnavailableError(
+                    f"OpenVINO cannot prepare the network for {size} slices of {height}x{width} ({_last_line(error)}); "
+                    "try a smaller --chunk"
+                ) from error
+            self._compiled = shapes, request
+        return self._compiled[1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._compiled = self._model = None
+
+
+def _core() -> Any:
+    """OpenVINO's entry.
+
+    Raises
+    ------
+    UnavailableError
+        If it is installed and does not load.
+    """
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        raise UnavailableError(f"OpenVINO is installed but cannot be loaded ({_last_line(error)})") from error
+    return openvino.Core()
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; OpenVINO names it only then."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
