@@ -55,6 +55,17 @@ class Segmentation:
     flair: Volume
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A volume that was read and prepared, to be segmented."""
+
+    volume: Volume
+    mask_volume: Volume | None
+    brain: NDArray[np.bool_]
+    prepared: Prepared
+    seconds: dict[str, float]
+
+
 class Segmenter:
     """Segments FLAIR volumes with a model that is loaded once; a context manager.
 
@@ -128,7 +139,7 @@ class Segmenter:
     def __call__(
         self, flair: Source, brain_mask: Source | None = None, progress: Progress | None = None
     ) -> Segmentation:
-        """Segment one volume.
+        """Segment one volume: :meth:`read` and :meth:`segment`.
 
         Parameters
         ----------
@@ -148,13 +159,37 @@ class Segmenter:
         UnavailableError
             If the backend fails.
         """
-        seconds = {"load": self.load_seconds}
+        return self.segment(self.read(flair, brain_mask), progress)
+
+    def read(self, flair: Source, brain_mask: Source | None = None) -> Loaded:
+        """Read and prepare one volume; may be done in another thread while this one segments the volume before.
+
+        Raises
+        ------
+        VolumeError
+            If a volume cannot be used.
+        """
+        seconds: dict[str, float] = {}
         with _timed(seconds, "read"):
             volume = read_flair(_source(flair))
             mask_volume = None if brain_mask is None else read_brain_mask(_source(brain_mask), volume)
             brain = nonzero_brain(volume) if mask_volume is None else mask_volume.data > BRAIN_MASK_OVER
         with _timed(seconds, "prepare"):
             prepared = prepare_volume(volume, brain, self.bundle.preparation, self.bundle.size_multiple)
+        return Loaded(volume, mask_volume, brain, prepared, seconds)
+
+    def segment(self, loaded: Loaded, progress: Progress | None = None) -> Segmentation:
+        """Segment what :meth:`read` gave.
+
+        Raises
+        ------
+        BundleError
+            If the network gives anything but numbers.
+        UnavailableError
+            If the backend fails.
+        """
+        volume, mask_volume, brain, prepared = loaded.volume, loaded.mask_volume, loaded.brain, loaded.prepared
+        seconds = {"load": self.load_seconds, **loaded.seconds}
         with _timed(seconds, "infer"):
             probabilities = infer_in_chunks(self.backend, prepared.slices, self.chunk, progress)
             self._check_finite(volume, probabilities)

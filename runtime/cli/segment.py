@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption
 
 if TYPE_CHECKING:
     from lesionrt.runtime.outputs import Job
-    from lesionrt.runtime.segmenter import Segmenter
+    from lesionrt.runtime.segmenter import Loaded, Segmenter
 
 Progress = Callable[[int, int], None] | None
 
@@ -74,9 +75,9 @@ def command(
         if not as_json:
             chosen = f"backend {segmenter.backend.name} ({segmenter.chosen_because})"
             print(f"model {segmenter.bundle.name}, {chosen}", file=sys.stderr)
-        for job in plan.jobs:
+        for job, read in _read_ahead(plan.jobs, lambda job: _read(segmenter, job, brain_mask, force)):
             try:
-                line = _segment(segmenter, job, brain_mask, force, probabilities, overlay, as_json)
+                line = _segment(segmenter, job, read(), probabilities, overlay, as_json)
             except (InputError, UnavailableError, OSError, MemoryError) as error:
                 line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
                 failures[job.flair] = UnavailableError.exit_code if isinstance(error, UnavailableError) else 3
@@ -91,22 +92,34 @@ def command(
         raise typer.Exit(min(failures.values()) if len(failures) == total else InputError.exit_code)
 
 
-def _segment(
-    segmenter: "Segmenter",
-    job: "Job",
-    brain_mask: Path | None,
-    force: bool,
-    probabilities: bool,
-    overlay: bool,
-    as_json: bool,
-) -> dict[str, Any]:
-    """One volume from file to files; its line for `--json`."""
-    from lesionrt.runtime.outputs import check_free, write_results
+def _read_ahead(
+    jobs: Sequence["Job"], read: Callable[["Job"], "Loaded"]
+) -> Iterator[tuple["Job", Callable[[], "Loaded"]]]:
+    """Each job with what gives its volume; the next one is read and prepared while this one is computed."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: list[Future[Loaded]] = []
+        for number, job in enumerate(jobs):
+            now = ahead.pop() if ahead else reader.submit(read, job)
+            ahead = [reader.submit(read, following) for following in jobs[number + 1 : number + 2]]
+            yield job, now.result
+
+
+def _read(segmenter: "Segmenter", job: "Job", brain_mask: Path | None, force: bool) -> "Loaded":
+    from lesionrt.runtime.outputs import check_free
 
     if not force:
         check_free(job)
+    return segmenter.read(job.flair, brain_mask)
+
+
+def _segment(
+    segmenter: "Segmenter", job: "Job", loaded: "Loaded", probabilities: bool, overlay: bool, as_json: bool
+) -> dict[str, Any]:
+    """One volume to files; its line for `--json`."""
+    from lesionrt.runtime.outputs import write_results
+
     with _progress(job.flair.name, as_json) as progress:
-        result = segmenter(job.flair, brain_mask, progress)
+        result = segmenter.segment(loaded, progress)
     written = {kind: str(path) for kind, path in write_results(result, job, probabilities, overlay).items()}
     return {**result.report, "outputs": written}
 
