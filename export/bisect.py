@@ -7,10 +7,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lesionrt.export.weights import read_graph
 from lesionrt.runtime.backends.onnx_session import load
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import BundleError
@@ -76,7 +76,7 @@ def bisect(bundle: Bundle, precision: str, slices: Array) -> list[NodeDifference
     BundleError
         If a graph is missing, damaged, or the two are not of one network.
     """
-    full, half = _widened(onnx.load(bundle.graph("fp32"))), onnx.load(bundle.graph(precision))
+    full, half = read_graph(bundle.graph("fp32")), read_graph(bundle.graph(precision))
     pairs = _paired(full, half, bundle)
     alias, types = _half_values(half, pairs)
     constants = {tensor.name: tensor for tensor in half.graph.initializer}
@@ -114,16 +114,6 @@ def _paired(full: ModelProto, half: ModelProto, bundle: Bundle) -> list[tuple[No
     if [node.op_type for node in both[0]] != [node.op_type for node in both[1]]:
         raise BundleError(f"{bundle.path}: its graphs are not of one network; export the bundle again")
     return list(zip(*both, strict=True))
-
-
-def _widened(full: ModelProto) -> ModelProto:
-    """The float32 graph with its weights in float32, which its file holds in half precision; changed in place."""
-    stored = {tensor.name: tensor for tensor in full.graph.initializer}
-    for node in [node for node in full.graph.node if node.op_type == "Cast" and node.input[0] in stored]:
-        tensor = stored[node.input[0]]
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), node.output[0]))
-        full.graph.node.remove(node)
-    return full
 
 
 def _half_values(

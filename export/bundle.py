@@ -16,7 +16,7 @@ from lesionrt.export.ranges import product_ranges
 from lesionrt.export.reference import window_probabilities
 from lesionrt.export.stream import export_stream_graph
 from lesionrt.runtime.backends import choose, open_backend
-from lesionrt.runtime.bundle import FORMAT, MANIFEST, REFERENCE, VERSION, load_bundle
+from lesionrt.runtime.bundle import FORMAT, MANIFEST, PRECISIONS, REFERENCE, VERSION, load_bundle
 from lesionrt.runtime.errors import OutputError, ParityError
 from lesionrt.runtime.files import beside, sha256
 from lesionrt.runtime.parity import EXPORT_TOLERANCES, Reference, Tolerance, report_lines, save_reference
@@ -123,11 +123,12 @@ def _build(
     wide = [] if ranges is None else ranges["in_float32"]
     in_float32 = {precision: parts_in_float32(network, precision, wide) for precision in precisions}
     graphs, streams = {}, {}
-    for precision in precisions:
+    for precision in sorted(precisions, key=PRECISIONS.index):  # float32 first: its file holds the weights
         say(f"ONNX graph, {precision}")
+        weights = folder / graphs["fp32"] if "fp32" in graphs else None
         graphs[precision] = f"model_{precision}.onnx"
         metadata = graph_metadata(network, checkpoint_sha256, precision)
-        export_graph(network, precision, folder / graphs[precision], metadata, in_float32[precision])
+        export_graph(network, precision, folder / graphs[precision], metadata, in_float32[precision], weights)
         if precision in STREAMED:
             say(f"ONNX graph that streams, {precision}")
             streams[precision] = f"stream_{precision}.onnx"

@@ -4,10 +4,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lesionrt.export.weights import read_graph
 from lesionrt.runtime.backends import Arrays, Backend
 from lesionrt.runtime.backends.onnx_cpu import device
 from lesionrt.runtime.backends.onnx_session import load
@@ -28,7 +28,7 @@ def open_emulated(bundle: Bundle) -> Backend:
     UnavailableError
         If ONNX Runtime is missing.
     """
-    return EmulatedSession(onnx.load(bundle.graph(EMULATED_PRECISION)))
+    return EmulatedSession(read_graph(bundle.graph(EMULATED_PRECISION)))
 
 
 def emulated(model: ModelProto) -> ModelProto:

@@ -14,7 +14,7 @@ from onnxscript.optimizer import fold_constants_ir, remove_unused_nodes
 from torch import Tensor, nn
 from torch.export import Dim
 
-from lesionrt.export.weights import store_in_half
+from lesionrt.export.weights import share_weights, store_in_half
 from lesionrt.runtime.errors import ParityError
 from lesionrt.train.model import WINDOW, Network, SqueezeAttention
 
@@ -74,7 +74,12 @@ def parts_in_float32(network: Network, precision: str, large_products: Sequence[
 
 
 def export_graph(
-    network: Network, precision: str, path: Path, metadata: dict[str, str], in_float32: Sequence[str] = ()
+    network: Network,
+    precision: str,
+    path: Path,
+    metadata: dict[str, str],
+    in_float32: Sequence[str] = (),
+    weights: Path | None = None,
 ) -> None:
     """Write the graph ``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W), all three dynamic.
 
@@ -90,6 +95,8 @@ def export_graph(
         Texts to store in the graph.
     in_float32
         Parts that compute in float32 whatever the precision, as :func:`parts_in_float32` names them.
+    weights
+        A float32 graph of this function in the same folder, from which the new one takes its weights.
 
     Raises
     ------
@@ -103,11 +110,12 @@ def export_graph(
     example = torch.zeros(stack, 1, height * multiple, width * multiple)
     shapes = {0: Dim("n", min=WINDOW), 2: multiple * Dim("h", min=1), 3: multiple * Dim("w", min=1)}
     model = trace(graph, (example,), (shapes,), ["slices"], ["lesion"], OPSETS[precision])
-    if precision == "fp32":
-        store_in_half(model)
+    store_in_half(model)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     check_signature(model, {"slices": (None, 1, None, None)}, {"lesion": (None, None, None)})
+    if weights is not None:
+        share_weights(model, weights)
     onnx.save(model, path)
 
 

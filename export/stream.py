@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lesionrt.export.graph import EXAMPLE, OPSETS, Shape, check_signature, trace, with_one_input_channel
-from lesionrt.export.weights import store_in_half
+from lesionrt.export.weights import share_weights, store_in_half
 from lesionrt.train.model import WINDOW, Network
-
-SHARED_BYTES = 1024  # smaller weights stand in the graph itself
 
 
 class _Stream(nn.Module):
@@ -73,15 +71,3 @@ def export_stream_graph(network: Network, path: Path, metadata: dict[str, str], 
     check_signature(model, inputs, outputs)
     share_weights(model, weights)
     onnx.save(model, path)
-
-
-def share_weights(model: onnx.ModelProto, stored: Path) -> None:
-    """Let a graph take its weights from another graph's file, wherever the same bytes stand in it."""
-    content = stored.read_bytes()
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) < SHARED_BYTES:
-            continue
-        offset = content.find(tensor.raw_data)
-        if offset >= 0:
-            onnx.external_data_helper.set_external_data(tensor, stored.name, offset, len(tensor.raw_data))
-            tensor.ClearField("raw_data")

@@ -88,7 +88,7 @@ class Bundle:
         return int(self.manifest["input"]["size_multiple"])
 
     def graph(self, precision: str) -> Path:
-        """The ONNX file of a precision, checked against its sha256.
+        """The ONNX file of a precision, checked against its sha256, and that of fp32, in which its weights may lie.
 
         Raises
         ------
@@ -97,6 +97,8 @@ class Bundle:
         """
         if precision not in self.precisions:
             raise BundleError(f"{self.path}: has no {precision} graph, only {', '.join(self.precisions)}")
+        if precision != "fp32" and "fp32" in self.precisions:
+            self.checked(self.manifest["graphs"]["fp32"])
         return self.checked(self.manifest["graphs"][precision])
 
     def stream_graph(self, precision: str) -> Path | None:

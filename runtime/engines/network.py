@@ -77,7 +77,7 @@ class ParsedNetwork:
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         self.network = self.builder.create_network(0 if flag is None else 1 << int(flag))
         self._parser = trt.OnnxParser(self.network, log.logger)  # holds the weights
-        if not self._parser.parse(graph.read_bytes()):
+        if not self._parser.parse(graph.read_bytes(), str(graph)):
             errors = [_parser_error(self._parser.get_error(index)) for index in range(self._parser.num_errors)]
             raise BundleError(
                 f"{graph}: {trt.__name__} {trt.__version__} cannot read it; export the bundle again\n  "

@@ -1,14 +1,15 @@
-"""Weights in half precision in a float32 graph's file."""
+"""Weights in half precision in a float32 graph's file, and shared by the other graphs."""
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lesionrt.export.card import SECTIONS, read_card
-from lesionrt.export.weights import store_in_half
+from lesionrt.export.weights import read_graph, share_weights, store_in_half
 from lesionrt.runtime.errors import InputError
 
 
@@ -50,6 +51,33 @@ def test_other_weights_stay_as_they_are(weights: np.ndarray) -> None:
     before = model.SerializeToString()
     store_in_half(model)
     assert model.SerializeToString() == before
+
+
+def test_graphs_of_other_precisions_take_the_same_numbers_from_one_file(tmp_path: Path) -> None:
+    weights = (np.arange(4096, dtype=np.float32).reshape(64, 64) % 1024) / 8 - 64  # all of them float16 numbers
+    full = graph_with(weights)
+    store_in_half(full)
+    onnx.save(full, tmp_path / "full.onnx")
+    for kind in (np.float16, ml_dtypes.bfloat16):
+        other = graph_with(weights)
+        other.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights.astype(kind), "w"))
+        share_weights(other, tmp_path / "full.onnx")
+        onnx.save(other, tmp_path / "other.onnx")
+        assert (tmp_path / "other.onnx").stat().st_size < 1024
+        found = read_graph(tmp_path / "other.onnx")
+        assert [node.op_type for node in found.graph.node] == ["Add"]
+        values = numpy_helper.to_array(found.graph.initializer[0])
+        assert (found.graph.initializer[0].name, values.dtype) == ("w", kind)
+        np.testing.assert_array_equal(values, weights.astype(kind))
+
+
+def test_weights_that_are_others_are_not_shared(tmp_path: Path) -> None:
+    full, other = graph_with(np.full((64, 64), 0.5, np.float32)), graph_with(np.full((64, 64), 0.25, np.float32))
+    store_in_half(full)
+    onnx.save(full, tmp_path / "full.onnx")
+    before = other.SerializeToString()
+    share_weights(other, tmp_path / "full.onnx")
+    assert other.SerializeToString() == before
 
 
 def test_a_card_is_complete_or_refused(tmp_path: Path) -> None:
