@@ -311,7 +311,7 @@ class _Run:
         seed = np.random.SeedSequence([self.recipe.seed, self.step, self.rank]).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed))  # dropout's, the same after resuming
         self.network.train()
-        if self.step >= steps * (1 - self.recipe.frozen_norms):
+        if self._frozen(steps):
             for norm in _norms(self.network):
                 norm.eval()
         for group in self.optimiser.param_groups:
@@ -319,6 +319,11 @@ class _Run:
         slices, lesions = (part.to(self.device, non_blocking=True) for part in (slices, lesions))
         with self._autocast():
             loss, logits = objective(slices, lesions)
+            # Where nothing renormalises them, products of products of unbounded maps can leave float32's range. Such a
+            # batch is computed with its own statistics.
+            if self._frozen(steps) and not self._all_finite(loss):
+                self.network.train()
+                loss, logits = objective(slices, lesions)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         largest = LARGEST_GRADIENT if self.recipe.optimiser == "adamw" else math.inf
@@ -332,13 +337,27 @@ class _Run:
             )
         self.optimiser.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            if self._frozen(steps) and not self._frozen(steps, self.step - 1):
+                self.average.module.load_state_dict(self.network.state_dict())  # from here on, of what is kept
+            else:
+                self.average.update_parameters(self.network)
         self.step += 1
         found = logits.detach()[:, 1] > logits.detach()[:, 0]
         self.totals += torch.tensor(
             [value, 1, (found * lesions.flatten(0, 1)).sum(), found.sum(), lesions.sum()], dtype=torch.float64
         )
         return value
+
+    def _frozen(self, steps: int, step: int | None = None) -> bool:
+        """Whether the norms compute with the statistics that they have by then, as at inference."""
+        return (self.step if step is None else step) >= steps * (1 - self.recipe.frozen_norms)
+
+    def _all_finite(self, loss: Tensor) -> bool:
+        """Of every process."""
+        finite = torch.isfinite(loss.detach()).float()
+        if self.world > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite)
 
     def _end_epoch(self, validation: Sequence[PreparedScan], now: Progress, epoch_batches: int, say: Say) -> None:
         totals = self.totals.clone()

@@ -14,7 +14,7 @@ import torch
 
 from lesionrt.runtime.errors import DatasetError, OutputError
 from lesionrt.runtime.phantom import phantom
-from lesionrt.train.checkpoint import load_checkpoint
+from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
 from lesionrt.train.dataset import Scan, read_dataset
 from lesionrt.train.loss import loss_of
 from lesionrt.train.recipe import Recipe, load_recipe
@@ -101,6 +101,22 @@ def test_the_norms_statistics_stand_still_in_the_last_share_of_the_steps(
     train(load_recipe("default", [*FAST, f"frozen_norms={share}"]), scans, [], tmp_path / "run")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
     assert {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")} == {seen}
+
+
+def test_a_batch_that_frozen_norms_throw_out_of_range_is_computed_with_its_own_statistics(
+    scans: list[Scan], tmp_path: Path
+) -> None:
+    wild = load_checkpoint(train(load_recipe("default", FAST), scans, [], tmp_path / "run"))
+    for module in wild.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.zero_()
+            module.weight.data.fill_(1000.0)
+    with torch.inference_mode():
+        assert not wild.network(torch.ones(1, 3, 32, 32)).isfinite().all()
+    save_checkpoint(wild, tmp_path / "wild.pt")
+    recipe = load_recipe("default", [*FAST, "frozen_norms=1.0"])
+    path = train(recipe, scans, [], tmp_path / "on", start=tmp_path / "wild.pt")
+    assert all(value.isfinite().all() for value in weights(path).values())
 
 
 PAPER = [*SMALL, "epochs=2", "batch=8", "learning_rate=0.01"]

@@ -1,0 +1,76 @@
+"""Put the figures of two evaluations into the default model's manifest and its page.
+
+    python weights/card.py HELD_OUT_EVALUATION ALL_EVALUATION BUNDLE
+
+Figures are copied by this script and never typed: what the card says is what `lesionrt evaluate` found.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lesionrt.runtime.bundle import MANIFEST
+from lesionrt.runtime.files import write_atomically
+
+# Dice of the best fixed threshold on the brain's robust z-values, smoothed: what needs no training.
+THRESHOLD = {"p07_1": 0.33, "p19_1": 0.25, "P14_1": 0.69, "P14_2": 0.78, "P14_3": 0.74, "P39_1": 0.87}
+
+
+def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By scan, those of the held-out run with `_held_out` behind their names."""
+    runs = (("", True, everyone), ("_held_out", False, held_out))
+    return {
+        f"{scan['name']}{ending}": {
+            "dice": round(scan["whole_volume"]["dice"], 3),
+            "lesion_f1": round(scan["field"]["lesion_f1"], 3),
+            "predicted_ml": round(scan["predicted_ml"], 1),
+            "reference_ml": round(scan["reference_ml"], 1),
+            "fixed_threshold_dice": THRESHOLD[scan["name"]],
+            "trained_on_it": trained_on_it,
+        }
+        for ending, trained_on_it, run in runs
+        for scan in run["scans"]
+    }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The figures as a table in Markdown."""
+    lines = [
+        "| scan | Dice | lesion F1 | ml found | ml by the expert | Dice of a fixed threshold | trained on it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        seen = "yes" if row["trained_on_it"] else "**no**"
+        lines.append(
+            f"| {name} | {row['dice']:.2f} | {row['lesion_f1']:.2f} | {row['predicted_ml']:.1f} | "
+            f"{row['reference_ml']:.1f} | {row['fixed_threshold_dice']:.2f} | {seen} |"
+        )
+    return "\n".join(lines)
+
+
+def page(manifest: dict[str, Any]) -> str:
+    """The model card for people."""
+    model, card = manifest["model"], manifest["card"]
+    return (
+        f"# {model['name']} {model['version']}\n\n"
+        f"The model that `lesionrt segment` uses when none is named. {model['description']}\n\n"
+        f"## Data\n\n{card['data'].strip()}\n\n## Recipe\n\n{card['recipe'].strip()}\n\n"
+        f"## Figures\n\nWhole volumes, threshold {manifest['threshold']}, measured by lesionrt's authors with "
+        f"`lesionrt evaluate`.\n\n{table(card['figures'])}\n\n"
+        f"## Intended use\n\n{card['intended_use'].strip()}\n\n## Limits\n\n{card['limits'].strip()}\n\n"
+        f"Licence of the weights: {model['licence']}.\n"
+    )
+
+
+def main(held_out: Path, everyone: Path, bundle: Path) -> None:
+    """Write the manifest and the page beside the bundle."""
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["card"]["figures"] = figures(*(json.loads(path.read_text()) for path in (held_out, everyone)))
+    text = json.dumps(manifest, indent=2) + "\n"
+    write_atomically({bundle / MANIFEST: text.encode(), bundle.parent / "README.md": page(manifest).encode()})
+    print(table(manifest["card"]["figures"]))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
