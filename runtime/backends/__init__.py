@@ -13,11 +13,11 @@ from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.float32]]
-# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`; those that run engines, which
-# are built for one device, also have `engine_problem` and `precisions`.
+# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`, which are told the name; one
+# that cannot run every graph has `precisions`, and one that runs engines, which are built for one device, `engine_problem`.
 _MODULES = {
-    "tensorrt": "lesionrt.runtime.backends.engine_tensorrt",
-    "rtx": "lesionrt.runtime.backends.engine_rtx",
+    "tensorrt": "lesionrt.runtime.backends.engine",
+    "rtx": "lesionrt.runtime.backends.engine",
     "cuda": "lesionrt.runtime.backends.onnx_cuda",
     "cpu": "lesionrt.runtime.backends.onnx_cpu",
 }
@@ -91,17 +91,17 @@ class Probe:
 def probe(name: str, bundle: Bundle | None = None) -> Probe:
     """Look whether a backend can run here, and this bundle with it; nothing is loaded."""
     module = import_module(_MODULES[name])
-    result: Probe = module.probe()
+    result: Probe = module.probe(name)
     if bundle is None or result.problem is not None or not hasattr(module, "engine_problem"):
         return result
-    lacking = module.engine_problem(bundle)
+    lacking = module.engine_problem(name, bundle)
     return result if lacking is None else replace(result, problem=lacking[0], remedy=lacking[1])
 
 
 def precisions(name: str, bundle: Bundle) -> list[str]:
     """In which precisions a backend that can run here runs a bundle, the most exact first."""
     module = import_module(_MODULES[name])
-    found: list[str] = module.precisions(bundle) if hasattr(module, "precisions") else bundle.precisions
+    found: list[str] = module.precisions(name, bundle) if hasattr(module, "precisions") else bundle.precisions
     return found
 
 
@@ -162,5 +162,5 @@ def open_backend(name: str, bundle: Bundle, precision: str | None = None, thread
     if precision is None:
         had = precisions(name, bundle)
         precision = "fp32" if "fp32" in had else had[0] if had else None
-    opener: Callable[[Bundle, str | None, int | None], Backend] = import_module(_MODULES[name]).open_backend
-    return opener(bundle, precision, threads)
+    opener: Callable[[str, Bundle, str | None, int | None], Backend] = import_module(_MODULES[name]).open_backend
+    return opener(name, bundle, precision, threads)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lesionrt.runtime.backends import cuda, engine, probe
+from lesionrt.runtime.backends import NAMES, cuda, engine_choice, probe
 from lesionrt.runtime.bundle import Bundle, load_bundle
 from lesionrt.runtime.engines.identity import Identity, Profile
 from lesionrt.runtime.errors import UnavailableError
@@ -27,8 +27,8 @@ FP32 = Identity("ab" * 32, "tensorrt", VERSION, "fp32", HERE.name, HERE.compute_
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with that GPU and that TensorRT, as far as the choice of an engine looks at it."""
-    monkeypatch.setattr(engine, "gpu", lambda: HERE)
-    monkeypatch.setattr(engine, "load", lambda flavour: SimpleNamespace(__version__=VERSION))
+    monkeypatch.setattr(engine_choice, "gpu", lambda: HERE)
+    monkeypatch.setattr(engine_choice, "load", lambda flavour: SimpleNamespace(__version__=VERSION))
 
 
 def listing(bundle: Path, to: Path, *identities: Identity) -> Bundle:
@@ -48,9 +48,9 @@ def test_the_most_exact_and_latest_engine_is_taken(tiny_bundle: Path, tmp_path: 
     larger = replace(FP32, profile=replace(PROFILE, largest=(20, 256, 256)))
     half = replace(FP32, precision="fp16")
     bundle = listing(tiny_bundle, tmp_path, half, FP32, larger, replace(FP32, precision="bf16"))
-    assert engine.find_engine("tensorrt", bundle).identity == larger
-    assert engine.find_engine("tensorrt", bundle, "fp16").identity == half
-    precisions = [found.identity.precision for found in engine.runnable("tensorrt", bundle)]
+    assert engine_choice.find_engine("tensorrt", bundle).identity == larger
+    assert engine_choice.find_engine("tensorrt", bundle, "fp16").identity == half
+    precisions = [found.identity.precision for found in engine_choice.runnable("tensorrt", bundle)]
     assert precisions == ["bf16", "fp16", "fp32", "fp32"]
 
 
@@ -70,7 +70,7 @@ def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it
 ) -> None:
     bundle = listing(tiny_bundle, tmp_path, replace(FP32, precision="fp16", **changed))
     with pytest.raises(UnavailableError) as caught:
-        engine.find_engine("tensorrt", bundle)
+        engine_choice.find_engine("tensorrt", bundle)
     assert finding in str(caught.value)
     assert f"Run: lesionrt engine build {bundle.path} --flavor tensorrt --precision fp16" in str(caught.value)
 
@@ -79,9 +79,13 @@ def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it
 def test_a_bundle_without_engines_says_so(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     with pytest.raises(UnavailableError, match=r"has no tensorrt engine\. Run: lesionrt engine build .* fp32"):
-        engine.find_engine("tensorrt", bundle)
+        engine_choice.find_engine("tensorrt", bundle)
     with pytest.raises(UnavailableError, match="has no tensorrt engine of precision bf16"):
-        engine.find_engine("tensorrt", bundle, "bf16")
+        engine_choice.find_engine("tensorrt", bundle, "bf16")
+
+
+def test_every_backend_answers_to_the_name_that_it_was_asked_by() -> None:
+    assert [probe(name).name for name in NAMES] == list(NAMES)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "rtx"])

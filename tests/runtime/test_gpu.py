@@ -13,7 +13,7 @@ import pytest
 
 from lesionrt.runtime.backends import choose, open_backend, probe
 from lesionrt.runtime.backends.cuda import Device, DeviceMemory
-from lesionrt.runtime.backends.engine import EngineBackend
+from lesionrt.runtime.backends.engine_backend import EngineBackend
 from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
 from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError, InputError, UnavailableError
