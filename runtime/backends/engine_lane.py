@@ -89,7 +89,7 @@ class Lane:
             raise BundleError(
                 f"the engine gives lesion {lesion} for slices {stack}; expected {expected}: build it again"
             )
-        self._loaded.log.errors.clear()
+        self._loaded.log.forget_errors()
         nbytes = context.update_device_memory_size_for_shapes()
         checked(nbytes > 0 or not self._loaded.log.errors, "tell its memory")
         self._memory = DeviceMemory(max(nbytes, ALIGNMENT))

@@ -38,7 +38,7 @@ class LoadedEngine:
                 self._cached = cache_file.read_bytes()
                 # One of another device or driver is refused, and compiled anew.
                 self._cache.deserialize(self._cached)
-                self.log.errors.clear()
+                self.log.forget_errors()
             self.checked(self._config.set_runtime_cache(self._cache), "use a runtime cache")
 
     def execution_context(self) -> Any:

@@ -276,13 +276,13 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
         # One of another device is refused by TensorRT and an empty one is used.
         timing = config.create_timing_cache(known) or config.create_timing_cache(b"")  # a damaged one gives none
         if timing is None or not config.set_timing_cache(timing, ignore_mismatch=False):
-            log.errors.clear()
+            log.forget_errors()
             timing = config.create_timing_cache(b"")
             config.set_timing_cache(timing, ignore_mismatch=False)
     profile = parsed.builder.create_optimization_profile()
     shapes = [(slices, 1, height, width) for slices, height, width in _shapes(identity.profile)]
     profile.set_shape("slices", *shapes)
-    log.errors.clear()
+    log.forget_errors()
     if config.add_optimization_profile(profile) < 0:
         raise UsageError(f"TensorRT refuses stacks from {shapes[0]} to {shapes[-1]} ({log.text_of_errors()})")
     with interruptible(trt) as monitor:

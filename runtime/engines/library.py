@@ -1,5 +1,6 @@
 """TensorRT and TensorRT for RTX: one programming interface from two libraries."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -73,8 +74,18 @@ def compiles_at_first_run(trt: Any) -> bool:
     return hasattr(trt, "IRuntimeCache")
 
 
+class _Errors(threading.local):
+    """A list for each thread, which goes with it."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+
 class Log:
     """What TensorRT says: every line into a file as it is said, its errors at hand for our own.
+
+    Threads that share it see the errors of their own calls only. Those of threads that TensorRT started itself belong to no
+    call that could be told: whoever asks first has them.
 
     Parameters
     ----------
@@ -86,13 +97,24 @@ class Log:
 
     def __init__(self, trt: Any, file: TextIO | None = None) -> None:
         self.lines: list[str] = []
-        self.errors: list[str] = []
         self._file = file
+        self._own, self._workers = _Errors(), list[str]()
         self.logger = _logger(trt, self._take)
+
+    @property
+    def errors(self) -> list[str]:
+        """What TensorRT complained of since this thread last forgot it."""
+        return [*self._own.found, *self._workers]
+
+    def forget_errors(self) -> None:
+        """Nothing that was said so far concerns this thread's next call."""
+        self._own.found.clear()
+        self._workers.clear()
 
     def text_of_errors(self) -> str:
         """TensorRT's own message, for an error of ours; forgotten afterwards."""
-        errors, self.errors = self.errors, []
+        errors = self.errors
+        self.forget_errors()
         return "; ".join(dict.fromkeys(errors)) or "TensorRT gave no reason"
 
     def _take(self, severity: str, message: str) -> None:
@@ -100,7 +122,8 @@ class Log:
             return
         self.lines.append(message)
         if severity in ("ERROR", "INTERNAL_ERROR"):
-            self.errors.append(message.strip())
+            ours = threading.get_ident() in {thread.ident for thread in threading.enumerate()}
+            (self._own.found if ours else self._workers).append(message.strip())
         if self._file is not None:
             self._file.write(f"{severity}: {message}\n")
             self._file.flush()  # a build that is killed leaves what it said
