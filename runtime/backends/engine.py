@@ -8,6 +8,7 @@ from lesionrt.runtime.backends.engine_choice import find_engine, runnable
 from lesionrt.runtime.backends.engine_plan import read_plan
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.engines.library import LIBRARIES, load
+from lesionrt.runtime.engines.targets import listed, too_old
 from lesionrt.runtime.errors import UnavailableError
 
 
@@ -24,7 +25,13 @@ def probe(flavour: str) -> Probe:
         return Probe(flavour, library, "NVIDIA GPU", *_problem_and_remedy(error))
     if not hasattr(load(flavour), "Runtime"):
         return Probe(flavour, library, found.name, f"this {title} has no runtime", "Install the full library")
-    return Probe(flavour, library, f"{found.name} (compute capability {found.compute_capability})")
+    device = f"{found.name} (compute capability {found.compute_capability})"
+    if too_old(load(flavour), found.compute_capability):
+        names = ", ".join(listed(load(flavour)))
+        return Probe(
+            flavour, library, device, f"{title} is for compute capability {names}", "Use --backend cuda or cpu"
+        )
+    return Probe(flavour, library, device)
 
 
 def _problem_and_remedy(error: UnavailableError) -> tuple[str, str]:

@@ -20,6 +20,8 @@ def engine_problem(flavour: str, bundle: Bundle, precision: str | None = None) -
         return None
     asked = precision or (listed[-1].identity.precision if listed else bundle.precisions[0])
     remedy = f"Run: lesionrt engine build {bundle.path} --flavor {flavour} --precision {asked}"
+    if flavour == "rtx" and listed and not listed[-1].identity.suits(here.name, here.compute_capability):
+        remedy += f" --target {here.compute_capability}"
     kind = f"{flavour} engine" if precision is None else f"{flavour} engine of precision {precision}"
     if not listed:
         return f"{bundle.path} has no {kind}", remedy

@@ -15,6 +15,7 @@ from lesionrt.runtime.engines.identity import FLAVOURS, Engine, Identity, Profil
 from lesionrt.runtime.engines.interrupt import interruptible
 from lesionrt.runtime.engines.library import Log, compiles_at_first_run, load
 from lesionrt.runtime.engines.network import Layers, ParsedNetwork, check_precision
+from lesionrt.runtime.engines.targets import set_targets
 from lesionrt.runtime.errors import BundleError, OutputError, UnavailableError, UsageError
 from lesionrt.runtime.files import sha256_of, write_atomically
 from lesionrt.runtime.prepare import HALO
@@ -268,7 +269,7 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
     if compiles_at_first_run(trt):
         # The whole graph is one block there, whose scratch memory is all its activations: a limit would end the build
         # without a figure.
-        _set_targets(trt, config, identity.targets)
+        set_targets(trt, config, identity.targets)
     else:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, identity.workspace_bytes)
         cache = _timing_cache(bundle, identity)
@@ -296,37 +297,6 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
 
 def _shapes(profile: Profile) -> tuple[tuple[int, int, int], ...]:
     return profile.smallest, profile.optimum, profile.largest
-
-
-def _set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
-    """Without this an RTX engine is for every RTX GPU from Ampere on.
-
-    Raises
-    ------
-    UsageError
-        If this version of RTX does not know a target.
-    """
-    if not targets:
-        return
-    known = {
-        _capability(name): value for name, value in trt.ComputeCapability.__members__.items() if name[2:].isdigit()
-    }
-    unknown = [target for target in targets if target not in known]
-    if unknown:
-        raise UsageError(
-            f"--target {', '.join(unknown)} is not known to {trt.__name__} {trt.__version__}; expected some of {', '.join(known)}"
-        )
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        # Refused, it would build for the GPU at hand and say nothing.
-        if not config.set_compute_capability(known[target], index):
-            raise UnavailableError(f"{trt.__name__} {trt.__version__} refuses compute capability {target}")
-
-
-def _capability(name: str) -> str:
-    """``SM120`` as ``12.0``."""
-    digits = name.removeprefix("SM")
-    return f"{digits[:-1]}.{digits[-1]}"
 
 
 def _timing_cache(bundle: Bundle, identity: Identity) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lesionrt.runtime.backends import NAMES, cuda, engine_choice, probe
+from lesionrt.runtime.backends import NAMES, cuda, engine, engine_choice, probe
 from lesionrt.runtime.bundle import Bundle, load_bundle
 from lesionrt.runtime.engines.identity import Identity, Profile
 from lesionrt.runtime.errors import UnavailableError
@@ -23,12 +23,17 @@ VERSION = "11.4.0.106"
 PROFILE = Profile((3, 4, 4), (10, 160, 192), (10, 256, 256))
 FP32 = Identity("ab" * 32, "tensorrt", VERSION, "fp32", HERE.name, HERE.compute_capability, (), PROFILE, 2**30, ())
 
+RTX = replace(FP32, flavour="rtx", gpu=None, compute_capability=None)
+
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with that GPU and that TensorRT, as far as the choice of an engine looks at it."""
-    monkeypatch.setattr(engine_choice, "gpu", lambda: HERE)
-    monkeypatch.setattr(engine_choice, "load", lambda flavour: SimpleNamespace(__version__=VERSION))
+    known = {"NONE": 0, "CURRENT": 1, "SM75": 75, "SM86": 86, "SM120": 120}
+    library = SimpleNamespace(__version__=VERSION, Runtime=object, ComputeCapability=SimpleNamespace(__members__=known))
+    for module in (engine, engine_choice):
+        monkeypatch.setattr(module, "gpu", lambda: HERE)
+        monkeypatch.setattr(module, "load", lambda flavour: library)
 
 
 def listing(bundle: Path, to: Path, *identities: Identity) -> Bundle:
@@ -82,6 +87,28 @@ def test_a_bundle_without_engines_says_so(tiny_bundle: Path) -> None:
         engine_choice.find_engine("tensorrt", bundle)
     with pytest.raises(UnavailableError, match="has no tensorrt engine of precision bf16"):
         engine_choice.find_engine("tensorrt", bundle, "bf16")
+
+
+@pytest.mark.usefixtures("here")
+def test_an_rtx_engine_for_other_gpus_is_refused_before_it_is_loaded(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = listing(tiny_bundle, tmp_path, replace(RTX, targets=("8.9", "12.0")))
+    found = probe("rtx", bundle)
+    assert "built for compute capability 8.9, 12.0, here is RTX A4000 (compute capability 8.6)" in str(found.problem)
+    assert str(found.remedy).endswith("--flavor rtx --precision fp32 --target 8.6")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("capability", "problem"), [("9.0", False), ("8.6", False), ("7.0", True)])
+def test_only_a_gpu_older_than_all_that_rtx_names_is_refused_without_an_engine(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path, capability: str, problem: bool
+) -> None:
+    for module in (engine, engine_choice):
+        monkeypatch.setattr(module, "gpu", lambda: replace(HERE, compute_capability=capability))
+    assert (probe("rtx").problem is not None) == problem
+    if not problem:  # as built for every RTX GPU, and as built on the GPU that it runs on
+        bundle = listing(tiny_bundle, tmp_path, RTX, replace(RTX, targets=(capability,)))
+        assert probe("rtx", bundle).problem is None
+        assert len(engine_choice.runnable("rtx", bundle)) == 2
 
 
 def test_every_backend_answers_to_the_name_that_it_was_asked_by() -> None:

@@ -4,16 +4,19 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lesionrt.runtime.backends.cuda import Gpu
 from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.engines import targets
 from lesionrt.runtime.engines.build import BRAIN, Wanted, _figures, _first_guess, _profile
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.schedule import spans
-from lesionrt.runtime.errors import BundleError, UsageError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 
 PROFILE = Profile((3, 32, 32), (20, 160, 192), (20, 256, 256))
 NATIVE = Identity("ab" * 32, "tensorrt", "11.4.0.106", "fp16", "RTX A4000", "8.6", (), PROFILE, 2**30, ())
@@ -116,6 +119,29 @@ def test_runs_have_one_length_and_cover_every_slice(total: int, limit: int) -> N
     assert (cuts[0][0], cuts[-1][1]) == (0, total)
     assert all(before[1] >= after[0] > before[0] for before, after in itertools.pairwise(cuts))
     assert len(cuts) == -(-total // limit)
+
+
+class Config:
+    """TensorRT's, as far as targets are set."""
+
+    def set_compute_capability(self, value: str, index: int) -> bool:
+        self.__dict__.setdefault("built_for", []).append(value)
+        return True
+
+
+def test_a_gpu_that_rtx_does_not_name_is_built_for_on_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SimpleNamespace(__members__={"CURRENT": "current", "SM86": "8.6"}, CURRENT="current")
+    trt, config = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7", ComputeCapability=known), Config()
+    monkeypatch.setattr(targets, "gpu", lambda: Gpu("H200", "9.0", 2**37, "13.0"))
+    targets.set_targets(trt, config, ("9.0",))
+    assert (config.built_for, config.num_compute_capabilities) == (["current"], 1)
+
+    def nowhere() -> Gpu:
+        raise UnavailableError("no GPU")
+
+    monkeypatch.setattr(targets, "gpu", nowhere)
+    with pytest.raises(UsageError, match=r"--target 9.0 is not known to tensorrt_rtx 1.7; expected some of 8.6;"):
+        targets.set_targets(trt, config, ("9.0",))
 
 
 @pytest.mark.parametrize(
