@@ -14,7 +14,8 @@ from lesionrt.runtime.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.float32]]
 # Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`, which are told the name; one
-# that cannot run every graph has `precisions`, and one that runs engines, which are built for one device, `engine_problem`.
+# that cannot run every graph has `precisions`, and one that runs engines, which are built for one device, `engine_problem`
+# and `runnable`.
 _MODULES = {
     "tensorrt": "lesionrt.runtime.backends.engine",
     "rtx": "lesionrt.runtime.backends.engine",
@@ -103,6 +104,13 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
     module = import_module(_MODULES[name])
     found: list[str] = module.precisions(name, bundle) if hasattr(module, "precisions") else bundle.precisions
     return found
+
+
+def each_engine(name: str, bundle: Bundle, precision: str) -> list[Bundle]:
+    """A bundle once for each engine from which a backend would choose, with that engine alone; once where it needs none."""
+    module = import_module(_MODULES[name])
+    engines = module.runnable(name, bundle, precision) if hasattr(module, "runnable") else []
+    return [replace(bundle, manifest={**bundle.manifest, "engines": [each.entry]}) for each in engines] or [bundle]
 
 
 def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:

@@ -2,10 +2,9 @@
 
 from lesionrt.runtime.backends import Backend, Probe
 from lesionrt.runtime.backends.cuda import gpu
-from lesionrt.runtime.backends.engine_backend import EngineBackend
 from lesionrt.runtime.backends.engine_choice import engine_problem as engine_problem
-from lesionrt.runtime.backends.engine_choice import find_engine, runnable
-from lesionrt.runtime.backends.engine_plan import read_plan
+from lesionrt.runtime.backends.engine_choice import find_engines, runnable
+from lesionrt.runtime.backends.engine_group import EngineGroup
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.engines.library import LIBRARIES, load
 from lesionrt.runtime.engines.targets import listed, too_old
@@ -45,6 +44,5 @@ def precisions(flavour: str, bundle: Bundle) -> list[str]:
 
 
 def open_backend(flavour: str, bundle: Bundle, precision: str | None, threads: int | None) -> Backend:
-    """Load a bundle's engine."""
-    engine = find_engine(flavour, bundle, precision)
-    return EngineBackend(engine, read_plan(bundle, engine))
+    """Load a bundle's engines of a precision."""
+    return EngineGroup(bundle, find_engines(flavour, bundle, precision))

@@ -13,7 +13,7 @@ from lesionrt.runtime.backends.engine_lane import Array, Lane, Progress
 from lesionrt.runtime.backends.engine_loaded import LoadedEngine, runtime_cache_file
 from lesionrt.runtime.engines.identity import Engine
 from lesionrt.runtime.engines.library import load
-from lesionrt.runtime.errors import InputError, UnavailableError
+from lesionrt.runtime.errors import StackError, UnavailableError
 from lesionrt.runtime.prepare import HALO
 
 
@@ -75,7 +75,7 @@ class EngineBackend:
 
         Raises
         ------
-        InputError
+        StackError
             If the engine was not built for slices of this size.
         UnavailableError
             If the GPU fails, or has no room for even one slice.
@@ -83,7 +83,7 @@ class EngineBackend:
         total, size = len(slices) - 2 * HALO, slices.shape[2:]
         profile = self._identity.profile
         if not profile.takes(profile.smallest[0], *size):
-            raise InputError(
+            raise StackError(
                 f"slices are {size[0]}x{size[1]} pixels; the engine {self.engine_file} takes "
                 f"{'x'.join(map(str, profile.smallest[1:]))} to {'x'.join(map(str, profile.largest[1:]))}; build one with a larger --max-size"
             )

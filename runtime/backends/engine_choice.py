@@ -1,10 +1,15 @@
 """Which of a bundle's engines run here."""
 
+from collections.abc import Sequence
+
 from lesionrt.runtime.backends.cuda import gpu
 from lesionrt.runtime.bundle import PRECISIONS, Bundle
 from lesionrt.runtime.engines.identity import Engine, engines_of
 from lesionrt.runtime.engines.library import load
 from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.prepare import HALO
+
+SMALLEST_STACK = 1 + 2 * HALO
 
 
 def engine_problem(flavour: str, bundle: Bundle, precision: str | None = None) -> tuple[str, str] | None:
@@ -28,8 +33,8 @@ def engine_problem(flavour: str, bundle: Bundle, precision: str | None = None) -
     return f"{bundle.path} has no {kind} that runs here: {'; '.join(sorted(map(str, reasons)))}", remedy
 
 
-def find_engine(flavour: str, bundle: Bundle, precision: str | None = None) -> Engine:
-    """The engine that runs here: the most exact precision if none is asked for, and of those the latest.
+def find_engines(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:
+    """The engines of one precision that run here, the latest last: the most exact if none is asked for.
 
     Raises
     ------
@@ -39,7 +44,8 @@ def find_engine(flavour: str, bundle: Bundle, precision: str | None = None) -> E
     problem = engine_problem(flavour, bundle, precision)
     if problem is not None:
         raise UnavailableError(". ".join(problem))
-    return runnable(flavour, bundle, precision)[-1]
+    found = runnable(flavour, bundle, precision)
+    return [engine for engine in found if engine.identity.precision == found[-1].identity.precision]
 
 
 def runnable(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:
@@ -53,3 +59,16 @@ def runnable(flavour: str, bundle: Bundle, precision: str | None = None) -> list
         and engine.identity.mismatch(version, here.name, here.compute_capability) is None
     ]
     return sorted(fitting, key=lambda engine: -PRECISIONS.index(engine.identity.precision))
+
+
+def holding(engines: Sequence[Engine], slices: int, height: int, width: int) -> Engine | None:
+    """The latest engine that takes a whole stack; if none does, the one that takes most of its slices at a time.
+
+    None if the slices themselves are too large for all of them.
+    """
+    profiles = {engine.file: engine.identity.profile for engine in engines}
+    latest_first = [
+        engine for engine in reversed(engines) if profiles[engine.file].takes(SMALLEST_STACK, height, width)
+    ]
+    whole = [engine for engine in latest_first if profiles[engine.file].takes(slices, height, width)]
+    return whole[0] if whole else max(latest_first, key=lambda engine: profiles[engine.file].largest[0], default=None)

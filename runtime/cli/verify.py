@@ -95,7 +95,9 @@ def command(
     rows = []
     for name, precisions in plan.precisions.items():
         bounds = tolerances(TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped)
-        rows += verify(loaded, known, name, bounds, _open)
+        compared, left_out = verify(loaded, known, name, bounds, _open)
+        rows += compared
+        plan.left_out.update(left_out)
     passed = not any(row["findings"] for row in rows)
     if as_json:
         # JSON has no NaN: what is not a number is null.

@@ -9,13 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lesionrt.runtime.backends import NAMES, cuda, engine, engine_choice, probe
 from lesionrt.runtime.bundle import Bundle, load_bundle
-from lesionrt.runtime.engines.identity import Identity, Profile
-from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
+from lesionrt.runtime.errors import StackError, UnavailableError
+from lesionrt.runtime.parity import TOLERANCES, Reference
 from lesionrt.runtime.parity_table import table_lines
+from lesionrt.runtime.verify import verify
 
 Run = Callable[..., Any]
 HERE = cuda.Gpu("RTX A4000", "8.6", 16 * 2**30, "13.0")
@@ -49,12 +52,12 @@ def listing(bundle: Path, to: Path, *identities: Identity) -> Bundle:
 
 
 @pytest.mark.usefixtures("here")
-def test_the_most_exact_and_latest_engine_is_taken(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_the_most_exact_engines_are_taken_the_latest_first(tiny_bundle: Path, tmp_path: Path) -> None:
     larger = replace(FP32, profile=replace(PROFILE, largest=(20, 256, 256)))
     half = replace(FP32, precision="fp16")
     bundle = listing(tiny_bundle, tmp_path, half, FP32, larger, replace(FP32, precision="bf16"))
-    assert engine_choice.find_engine("tensorrt", bundle).identity == larger
-    assert engine_choice.find_engine("tensorrt", bundle, "fp16").identity == half
+    assert [found.identity for found in engine_choice.find_engines("tensorrt", bundle)] == [FP32, larger]
+    assert [found.identity for found in engine_choice.find_engines("tensorrt", bundle, "fp16")] == [half]
     precisions = [found.identity.precision for found in engine_choice.runnable("tensorrt", bundle)]
     assert precisions == ["bf16", "fp16", "fp32", "fp32"]
 
@@ -75,7 +78,7 @@ def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it
 ) -> None:
     bundle = listing(tiny_bundle, tmp_path, replace(FP32, precision="fp16", **changed))
     with pytest.raises(UnavailableError) as caught:
-        engine_choice.find_engine("tensorrt", bundle)
+        engine_choice.find_engines("tensorrt", bundle)
     assert finding in str(caught.value)
     assert f"Run: lesionrt engine build {bundle.path} --flavor tensorrt --precision fp16" in str(caught.value)
 
@@ -84,9 +87,9 @@ def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it
 def test_a_bundle_without_engines_says_so(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     with pytest.raises(UnavailableError, match=r"has no tensorrt engine\. Run: lesionrt engine build .* fp32"):
-        engine_choice.find_engine("tensorrt", bundle)
+        engine_choice.find_engines("tensorrt", bundle)
     with pytest.raises(UnavailableError, match="has no tensorrt engine of precision bf16"):
-        engine_choice.find_engine("tensorrt", bundle, "bf16")
+        engine_choice.find_engines("tensorrt", bundle, "bf16")
 
 
 @pytest.mark.usefixtures("here")
@@ -109,6 +112,63 @@ def test_only_a_gpu_older_than_all_that_rtx_names_is_refused_without_an_engine(
         bundle = listing(tiny_bundle, tmp_path, RTX, replace(RTX, targets=(capability,)))
         assert probe("rtx", bundle).problem is None
         assert len(engine_choice.runnable("rtx", bundle)) == 2
+
+
+@pytest.mark.parametrize(
+    ("stack", "largest"),
+    [
+        ((10, 160, 192), (20, 256, 256)),  # all hold it: the latest
+        ((30, 160, 192), (40, 192, 192)),  # only this one holds it whole
+        ((90, 160, 192), (40, 192, 192)),  # none does: the most slices at a time
+        ((30, 256, 192), (20, 256, 256)),  # the largest slices, of those the latest
+        ((3, 320, 320), None),
+    ],
+)
+def test_a_stacks_shape_decides_which_engine_runs_it(
+    stack: tuple[int, int, int], largest: tuple[int, int, int] | None
+) -> None:
+    sizes = ((40, 192, 192), (20, 256, 192), (20, 256, 256))
+    identities = [replace(FP32, profile=replace(PROFILE, optimum=size, largest=size)) for size in sizes]
+    engines = [Engine(each.file_name, each, {}) for each in identities]
+    found = engine_choice.holding(engines, *stack)
+    assert (None if found is None else found.identity.profile.largest) == largest
+
+
+class Opened:
+    """A backend with one engine, which only says what it takes."""
+
+    name, library, device, precision = "tensorrt", "tensorrt 11", "GPU", "fp32"
+
+    def __init__(self, name: str, bundle: Bundle, precision: str) -> None:
+        (self.engine,) = engines_of(bundle.manifest)
+        self.engine_file = self.engine.file
+
+    def infer_stack(self, slices: np.ndarray, chunk: int | None, progress: object) -> np.ndarray:
+        if not self.engine.identity.profile.takes(3, *slices.shape[2:]):
+            raise StackError("slices are too large")
+        return np.zeros((len(slices) - 2, *slices.shape[2:]), np.float32)
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("here")
+def test_verify_compares_each_engine_of_a_precision(tiny_bundle: Path, tmp_path: Path) -> None:
+    small = replace(FP32, profile=Profile((3, 4, 4), (10, 8, 8), (10, 8, 8)))
+    larger = replace(FP32, profile=replace(PROFILE, largest=(20, 256, 256)))
+    bundle = listing(tiny_bundle, tmp_path, FP32, larger, small)
+    reference = Reference(np.zeros((4, 1, 12, 12), np.float32), np.zeros((2, 12, 12), np.float32), "00", "nothing")
+    rows, left_out = verify(bundle, reference, "tensorrt", {"fp32": TOLERANCES["fp32"]}, Opened)
+    assert [row["engine"] for row in rows] == [FP32.file_name, larger.file_name]
+    assert left_out == {f"tensorrt fp32 {small.file_name}": "slices are too large"}
+    (tmp_path / "alone").mkdir()
+    with pytest.raises(StackError):
+        verify(
+            listing(tiny_bundle, tmp_path / "alone", small), reference, "tensorrt", {"fp32": TOLERANCES["fp32"]}, Opened
+        )
 
 
 def test_every_backend_answers_to_the_name_that_it_was_asked_by() -> None:
