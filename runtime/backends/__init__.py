@@ -23,6 +23,7 @@ _MODULES = {
     "cpu": "lesionrt.runtime.backends.onnx_cpu",
 }
 NAMES = tuple(_MODULES)
+_NONE: Mapping[str, str] = {}
 
 
 class Backend(Protocol):
@@ -113,7 +114,7 @@ def each_engine(name: str, bundle: Bundle, precision: str) -> list[Bundle]:
     return [replace(bundle, manifest={**bundle.manifest, "engines": [each.entry]}) for each in engines] or [bundle]
 
 
-def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
+def choose(name: str, bundle: Bundle | None = None, refused: Mapping[str, str] = _NONE) -> tuple[str, str]:
     """The backend to use and why.
 
     Parameters
@@ -122,6 +123,8 @@ def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
         A backend's name, or ``auto`` for the fastest that can run here.
     bundle
         What it is to run; without one, backends that need an engine count as able to run.
+    refused
+        Backends that ``auto`` passes over, with the reason.
 
     Raises
     ------
@@ -132,6 +135,7 @@ def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
     """
     if name == "auto":
         probes = [probe(candidate, bundle) for candidate in NAMES]
+        probes = [replace(found, problem=refused.get(found.name, found.problem)) for found in probes]
         for index, candidate in enumerate(probes):
             if candidate.problem is None:
                 passed = "".join(f"; not {other.name}: {other.problem}" for other in probes[:index])
