@@ -94,7 +94,7 @@ def probe(name: str, bundle: Bundle | None = None) -> Probe:
     """Look whether a backend can run here, and this bundle with it; nothing is loaded."""
     module = import_module(_MODULES[name])
     result: Probe = module.probe(name)
-    if bundle is None or result.problem is not None or not hasattr(module, "engine_problem"):
+    if bundle is None or result.problem is not None or not needs_engine(name):
         return result
     lacking = module.engine_problem(name, bundle)
     return result if lacking is None else replace(result, problem=lacking[0], remedy=lacking[1])
@@ -105,6 +105,11 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
     module = import_module(_MODULES[name])
     found: list[str] = module.precisions(name, bundle) if hasattr(module, "precisions") else bundle.precisions
     return found
+
+
+def needs_engine(name: str) -> bool:
+    """Whether a backend runs nothing but engines."""
+    return hasattr(import_module(_MODULES[name]), "engine_problem")
 
 
 def each_engine(name: str, bundle: Bundle, precision: str) -> list[Bundle]:

@@ -14,7 +14,7 @@ from lesionrt.runtime.bundle import MANIFEST, PRECISIONS, Bundle, load_bundle
 from lesionrt.runtime.engines.identity import FLAVOURS, Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.interrupt import interruptible
 from lesionrt.runtime.engines.library import Log, compiles_at_first_run, load
-from lesionrt.runtime.engines.network import Layers, ParsedNetwork, check_precision
+from lesionrt.runtime.engines.network import Layers, ParsedNetwork, check_precision, in_words
 from lesionrt.runtime.engines.targets import set_targets
 from lesionrt.runtime.errors import BundleError, OutputError, UnavailableError, UsageError
 from lesionrt.runtime.files import sha256_of, write_atomically
@@ -183,7 +183,7 @@ def _build(
     parsed = ParsedNetwork(trt, log, graph)
     layers = parsed.layers(wanted.precision)
     check_precision(layers, wanted.precision, graph)
-    say(f"{layers.total} layers; of {layers.computing} that compute, {layers.share:.1%} in {wanted.precision}")
+    say(f"{layers.total} layers, of which {layers.computing} compute: {in_words(wanted.precision, layers.share)}")
     slices = wanted.max_slices or _first_guess(wanted, workspace)
     for _ in range(_ATTEMPTS):
         identity = _identity(bundle, wanted, trt, device, workspace, _profile(wanted, bundle.size_multiple, slices))

@@ -15,6 +15,7 @@ from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.engines import targets
 from lesionrt.runtime.engines.build import BRAIN, Wanted, _figures, _first_guess, _profile
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
+from lesionrt.runtime.engines.network import in_words
 from lesionrt.runtime.engines.schedule import spans
 from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 
@@ -173,6 +174,11 @@ def test_a_larger_workspace_takes_more_slices_and_half_precision_more_still() ->
     assert guesses[0] >= 3
     assert _first_guess(Wanted(precision="fp16"), 4 * 2**30) > guesses[1]
     assert _first_guess(Wanted(max_size=(1024, 1024)), 2**20) == 3
+
+
+def test_the_share_of_tf32_layers_is_that_of_float32_and_says_so() -> None:
+    assert in_words("fp16", 0.985) == "98.5% of its computing layers in fp16"
+    assert in_words("tf32", 1.0) == "100.0% of its computing layers in float32, which TF32 may multiply"
 
 
 def test_the_builders_figures_are_the_last_that_it_said() -> None:
