@@ -109,8 +109,8 @@ def command(
         print("\n".join(report_lines(rows)))
         if len(rows) > 1:
             print("\n".join(table_lines(rows)))
-        for left_out, reason in plan.left_out.items():
-            print(f"not compared: {left_out}: {reason}", file=sys.stderr)
+        for what, reason in plan.left_out.items():
+            print(f"not compared: {what}: {reason}", file=sys.stderr)
         print(f"{bundle}: {'within' if passed else 'OUT OF'} tolerance")
     if not passed:
         raise typer.Exit(ParityError.exit_code)
