@@ -7,9 +7,6 @@ from lesionrt.runtime.bundle import PRECISIONS, Bundle
 from lesionrt.runtime.engines.identity import Engine, engines_of
 from lesionrt.runtime.engines.library import load
 from lesionrt.runtime.errors import UnavailableError
-from lesionrt.runtime.prepare import HALO
-
-SMALLEST_STACK = 1 + 2 * HALO
 
 
 def engine_problem(flavour: str, bundle: Bundle, precision: str | None = None) -> tuple[str, str] | None:
@@ -66,9 +63,10 @@ def holding(engines: Sequence[Engine], slices: int, height: int, width: int) -> 
 
     None if the slices themselves are too large for all of them.
     """
-    profiles = {engine.file: engine.identity.profile for engine in engines}
     latest_first = [
-        engine for engine in reversed(engines) if profiles[engine.file].takes(SMALLEST_STACK, height, width)
+        engine
+        for engine in reversed(engines)
+        if (profile := engine.identity.profile).takes(profile.smallest[0], height, width)
     ]
-    whole = [engine for engine in latest_first if profiles[engine.file].takes(slices, height, width)]
-    return whole[0] if whole else max(latest_first, key=lambda engine: profiles[engine.file].largest[0], default=None)
+    whole = [engine for engine in latest_first if engine.identity.profile.takes(slices, height, width)]
+    return whole[0] if whole else max(latest_first, key=lambda each: each.identity.profile.largest[0], default=None)

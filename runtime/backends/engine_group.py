@@ -50,7 +50,7 @@ class EngineGroup:
     @property
     def warnings(self) -> list[str]:
         """What a person should know of the runs so far."""
-        return [warning for backend in self._loaded.values() for warning in backend.warnings]
+        return [warning for backend in [*self._loaded.values()] for warning in backend.warnings]
 
     def infer(self, feed: Arrays) -> dict[str, Array]:
         """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W)."""

@@ -147,6 +147,20 @@ def test_a_size_beyond_the_profile_is_an_error_that_says_how_to_build(backend: E
     assert backend.infer_stack(stack(0)).shape == (28, 64, 96)
 
 
+def test_a_stacks_size_decides_between_two_engines(
+    engines: Path, bundle: Bundle, flavour: str, tmp_path: Path, run: Run
+) -> None:
+    copy = Path(shutil.copytree(engines, tmp_path / "bundle"))
+    run("engine", "build", copy, "--flavor", flavour, "--max-slices", 8, "--max-size", 320, "--workspace", 8)
+    taken = set()
+    with open_backend(flavour, load_bundle(copy), "fp32") as opened:
+        assert isinstance(opened, EngineGroup)
+        for slices in (stack(0), stack(1, 5, 320, 320), stack(2, 5, 64, 64)):
+            assert abs(opened.infer_stack(slices) - on_the_cpu(bundle, slices)).max() < 1e-4
+            taken.add(opened.backend_for(slices).engine_file)
+    assert len(taken) == 2
+
+
 def test_threads_share_one_engine(backend: EngineGroup) -> None:
     stacks = [stack(seed) for seed in range(4)]
     expected = [backend.infer_stack(slices) for slices in stacks]
