@@ -41,7 +41,7 @@ def open_way(bundle: Bundle, way: str) -> Backend:
         return OnnxSession(way, onnx_cpu.device(), bundle.graph("fp32"), "fp32", onnx_cpu.PROVIDER, None)
     if bundle.stream_graph("fp32") is None:
         raise BundleError(f"{bundle.path}: has no fp32 graph that streams; export it again")
-    return onnx_cpu.open_backend(bundle, "fp32", None)
+    return onnx_cpu.open_backend("cpu", bundle, "fp32", None)
 
 
 def peak_megabytes(path: Path, way: str, chunk: int, stack: Array) -> int:

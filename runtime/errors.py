@@ -31,6 +31,10 @@ class BundleError(InputError):
     """A model bundle that is damaged, incomplete or of another format."""
 
 
+class StackError(InputError):
+    """A stack of slices for which no engine at hand was built."""
+
+
 class CheckpointError(InputError):
     """A checkpoint that is damaged, incomplete or foreign."""
 

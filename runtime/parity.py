@@ -217,6 +217,7 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         verdict = "FAILED" if row["findings"] else "ok"
         lines += [
             f"{row['precision']} on {row['backend']} ({row['library']}, {row['device']}), {row['what']}: {verdict}",
+            *([f"  engine               {row['engine']}"] if row.get("engine") else []),
             f"  shape                {'x'.join(map(str, result['shape']))}",
             f"  maximum difference   {result['max_difference']:.3g} ({maximum})",
             f"  99.9th percentile    {result['percentile_difference']:.3g} (at most {tolerance['percentile']:g})",

@@ -14,10 +14,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionrt.runtime import backends
 from lesionrt.runtime.backends import Backend
+from lesionrt.runtime.backends.choice import BackendChoice, Chosen
 from lesionrt.runtime.bundle import UNTRAINED, Bundle, load_bundle
-from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.errors import BundleError, UsageError
 from lesionrt.runtime.lesions import CONNECTIVITY, Lesion, find_lesions
 from lesionrt.runtime.prepare import Prepared, prepare_volume
@@ -74,7 +73,7 @@ class Segmenter:
     model
         A bundle's folder; None for the default model.
     backend
-        ``auto`` or one of :data:`lesionrt.runtime.backends.NAMES`.
+        One of :data:`lesionrt.runtime.backends.NAMES`; or ``auto``, for the fastest that takes the volume.
     threshold
         A voxel is lesion where its probability is over this; None for the model's own.
     min_lesion_mm3
@@ -123,10 +122,19 @@ class Segmenter:
         self.threshold = self.bundle.threshold if threshold is None else threshold
         self.min_lesion_mm3 = min_lesion_mm3
         self.chunk = chunk
-        name, self.chosen_because = backends.choose(backend, self.bundle)
         start = time.perf_counter()
-        self.backend: Backend = backends.open_backend(name, self.bundle, threads=threads).__enter__()
+        self._choice = BackendChoice(backend, self.bundle, threads)
         self.load_seconds = time.perf_counter() - start
+
+    @property
+    def backend(self) -> Backend:
+        """What is tried first on every volume."""
+        return self._choice.first.backend
+
+    @property
+    def chosen_because(self) -> str:
+        """Why that backend."""
+        return self._choice.first.why
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +142,7 @@ class Segmenter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.backend.__exit__(kind, error, trace)
+        self._choice.__exit__(kind, error, trace)
 
     def __call__(
         self, flair: Source, brain_mask: Source | None = None, progress: Progress | None = None
@@ -191,8 +199,8 @@ class Segmenter:
         volume, mask_volume, brain, prepared = loaded.volume, loaded.mask_volume, loaded.brain, loaded.prepared
         seconds = {"load": self.load_seconds, **loaded.seconds}
         with _timed(seconds, "infer"):
-            probabilities = infer_in_chunks(self.backend, prepared.slices, self.chunk, progress)
-            self._check_finite(volume, probabilities)
+            probabilities, chosen = self._choice.infer(prepared.slices, self.chunk, progress)
+            self._check_finite(volume, probabilities, chosen.backend)
         with _timed(seconds, "restore"):
             probability = prepared.restore(probabilities)
             probability[~brain] = 0
@@ -203,26 +211,27 @@ class Segmenter:
             lesions=lesions,
             report={
                 **self._found(volume, mask_volume, lesions),
-                **self._how(prepared),
+                **self._how(prepared, chosen),
                 "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-                "warnings": self._warnings(volume, mask_volume),
+                "warnings": self._warnings(volume, mask_volume, chosen),
             },
             flair=volume,
         )
 
-    def _check_finite(self, volume: Volume, probabilities: NDArray[np.float32]) -> None:
+    def _check_finite(self, volume: Volume, probabilities: NDArray[np.float32], backend: Backend) -> None:
         bad = probabilities.size - np.count_nonzero(np.isfinite(probabilities))
         if bad:
             raise BundleError(
-                f"{volume.name}: the network gave {bad} probabilities that are not numbers ({self.backend.precision} on "
-                f"{self.backend.device}); check the model with `lesionrt verify {self.bundle.path}`"
+                f"{volume.name}: the network gave {bad} probabilities that are not numbers ({backend.precision} on "
+                f"{backend.device}); check the model with `lesionrt verify {self.bundle.path}`"
             )
 
-    def _warnings(self, volume: Volume, brain_mask: Volume | None) -> list[str]:
+    def _warnings(self, volume: Volume, brain_mask: Volume | None, chosen: Chosen) -> list[str]:
         skull = skull_warning(volume) if brain_mask is None else None
         untrained = None if self.bundle.model.trained else UNTRAINED
-        of_backend = getattr(self.backend, "warnings", ())
-        return [*volume.warnings, *(text for text in (skull, untrained) if text is not None), *of_backend]
+        of_backend = getattr(chosen.backend, "warnings", ())
+        other = None if chosen.backend is self.backend else f"run by {chosen.backend.name} ({chosen.why})"
+        return [*volume.warnings, *(text for text in (skull, untrained, other) if text is not None), *of_backend]
 
     def _found(self, volume: Volume, brain_mask: Volume | None, lesions: list[Lesion]) -> dict[str, Any]:
         return {
@@ -238,17 +247,17 @@ class Segmenter:
             "connectivity": CONNECTIVITY,
         }
 
-    def _how(self, prepared: Prepared) -> dict[str, Any]:
+    def _how(self, prepared: Prepared, chosen: Chosen) -> dict[str, Any]:
         return {
             "model": self.bundle.model.as_dict(),
             "model_sha256": self.bundle.sha256,
-            "backend": self.backend.name,
-            "backend_chosen": self.chosen_because,
-            "device": self.backend.device,
-            "precision": self.backend.precision,
+            "backend": chosen.backend.name,
+            "backend_chosen": chosen.why,
+            "device": chosen.backend.device,
+            "precision": chosen.backend.precision,
             "versions": {
                 "lesionrt": version("lesionrt"),
-                "backend": self.backend.library,
+                "backend": chosen.backend.library,
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },

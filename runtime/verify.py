@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lesionrt.runtime.backends import Backend, open_backend
+from lesionrt.runtime.backends import Backend, each_engine, open_backend
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.chunks import infer_in_chunks
-from lesionrt.runtime.errors import InputError
+from lesionrt.runtime.errors import InputError, StackError
 from lesionrt.runtime.parity import Reference, Tolerance, compare
 
 # What ONNX Runtime's CPU does not show of half precision.
@@ -23,8 +23,8 @@ def verify(
     backend: str,
     tolerances: Mapping[str, Tolerance],
     opener: Opener = open_backend,
-) -> list[dict[str, Any]]:
-    """Run the graphs or engines of some precisions on a reference's slices and compare.
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run the graphs or every engine of some precisions on a reference's slices and compare.
 
     Parameters
     ----------
@@ -41,12 +41,13 @@ def verify(
 
     Returns
     -------
-    A row for each precision, plain values: `findings` lists what is out of tolerance.
+    A row for each graph or engine, plain values: `findings` lists what is out of tolerance.  And the engines that were left
+    out, because others of their precision take the reference's slices and they do not, with the reason.
 
     Raises
     ------
     InputError
-        If the reference's slices do not fit the network.
+        If the reference's slices do not fit the network, or no engine of a precision.
     """
     multiple = bundle.size_multiple
     if any(size % multiple for size in reference.slices.shape[2:]):
@@ -54,11 +55,20 @@ def verify(
             f"the reference's slices are {'x'.join(map(str, reference.slices.shape[2:]))} pixels; "
             f"this network needs multiples of {multiple}"
         )
-    rows = []
+    rows, left_out = [], {}
     for precision, tolerance in tolerances.items():
-        with opener(backend, bundle, precision) as network:
-            rows.append(compare_backend(bundle, network, reference, tolerance))
-    return rows
+        refusals = []
+        candidates = each_engine(backend, bundle, precision)
+        for candidate in candidates:
+            with opener(backend, candidate, precision) as network:
+                try:
+                    rows.append(compare_backend(bundle, network, reference, tolerance))
+                except StackError as error:
+                    refusals.append(error)
+                    left_out[f"{backend} {precision} {candidate.manifest['engines'][0]['file']}"] = str(error)
+        if len(refusals) == len(candidates):
+            raise refusals[-1]
+    return rows, left_out
 
 
 def compare_backend(

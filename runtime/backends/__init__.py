@@ -13,16 +13,18 @@ from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import UnavailableError, UsageError
 
 Arrays = Mapping[str, NDArray[np.float32]]
-# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`; one that does not run every
-# graph of a bundle also has `bundle_problem` and `precisions`, one that is not always faster than those after it `slower_because`.
+# Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`, which are told the name; one that
+# does not run every graph of a bundle also has `bundle_problem` and `precisions`, one that runs engines, which are built for one
+# device, `runnable`, one that is not always faster than those after it `slower_because`.
 _MODULES = {
-    "tensorrt": "lesionrt.runtime.backends.engine_tensorrt",
-    "rtx": "lesionrt.runtime.backends.engine_rtx",
+    "tensorrt": "lesionrt.runtime.backends.engine",
+    "rtx": "lesionrt.runtime.backends.engine",
     "cuda": "lesionrt.runtime.backends.onnx_cuda",
     "openvino": "lesionrt.runtime.backends.openvino_cpu",
     "cpu": "lesionrt.runtime.backends.onnx_cpu",
 }
 NAMES = tuple(_MODULES)
+_NONE: Mapping[str, str] = {}
 
 
 class Backend(Protocol):
@@ -92,21 +94,33 @@ class Probe:
 def probe(name: str, bundle: Bundle | None = None) -> Probe:
     """Look whether a backend can run here, and this bundle with it; nothing is loaded."""
     module = import_module(_MODULES[name])
-    result: Probe = module.probe()
+    result: Probe = module.probe(name)
     if bundle is None or result.problem is not None or not hasattr(module, "bundle_problem"):
         return result
-    lacking = module.bundle_problem(bundle)
+    lacking = module.bundle_problem(name, bundle)
     return result if lacking is None else replace(result, problem=lacking[0], remedy=lacking[1])
 
 
 def precisions(name: str, bundle: Bundle) -> list[str]:
     """In which precisions a backend that can run here runs a bundle; the one that it takes unasked first."""
     module = import_module(_MODULES[name])
-    found: list[str] = module.precisions(bundle) if hasattr(module, "precisions") else bundle.precisions
+    found: list[str] = module.precisions(name, bundle) if hasattr(module, "precisions") else bundle.precisions
     return found
 
 
-def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
+def needs_engine(name: str) -> bool:
+    """Whether a backend runs nothing but engines."""
+    return hasattr(import_module(_MODULES[name]), "runnable")
+
+
+def each_engine(name: str, bundle: Bundle, precision: str) -> list[Bundle]:
+    """A bundle once for each engine from which a backend would choose, with that engine alone; once where it needs none."""
+    module = import_module(_MODULES[name])
+    engines = module.runnable(name, bundle, precision) if hasattr(module, "runnable") else []
+    return [replace(bundle, manifest={**bundle.manifest, "engines": [each.entry]}) for each in engines] or [bundle]
+
+
+def choose(name: str, bundle: Bundle | None = None, refused: Mapping[str, str] = _NONE) -> tuple[str, str]:
     """The backend to use and why.
 
     Parameters
@@ -115,6 +129,8 @@ def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
         A backend's name, or ``auto`` for the fastest that can run here.
     bundle
         What it is to run; without one, backends that need an engine count as able to run.
+    refused
+        Backends that ``auto`` passes over, with the reason.
 
     Raises
     ------
@@ -125,6 +141,7 @@ def choose(name: str, bundle: Bundle | None = None) -> tuple[str, str]:
     """
     if name == "auto":
         probes = [_passing_the_slower(probe(candidate, bundle)) for candidate in NAMES]
+        probes = [replace(found, problem=refused.get(found.name, found.problem)) for found in probes]
         for index, candidate in enumerate(probes):
             if candidate.problem is None:
                 passed = "".join(f"; not {other.name}: {other.problem}" for other in probes[:index])
@@ -170,5 +187,5 @@ def open_backend(name: str, bundle: Bundle, precision: str | None = None, thread
     """
     if precision is None:
         precision = next(iter(precisions(name, bundle)), None)
-    opener: Callable[[Bundle, str | None, int | None], Backend] = import_module(_MODULES[name]).open_backend
-    return opener(bundle, precision, threads)
+    opener: Callable[[str, Bundle, str | None, int | None], Backend] = import_module(_MODULES[name]).open_backend
+    return opener(name, bundle, precision, threads)

@@ -7,21 +7,20 @@ from lesionrt.runtime.backends.onnx_session import OnnxSession, probe_library
 from lesionrt.runtime.backends.onnx_stream import OnnxStream
 from lesionrt.runtime.bundle import Bundle
 
-NAME = "cpu"
 PROVIDER = "CPUExecutionProvider"
 
 
-def probe() -> Probe:
+def probe(name: str) -> Probe:
     """Whether it can run here."""
-    return probe_library(NAME, device(), NAME)
+    return probe_library(name, device(), "cpu")
 
 
-def open_backend(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None) -> Backend:
     """Load a bundle's graph: the one that keeps the state between chunks, where there is one."""
     graph = bundle.stream_graph(precision)
     if graph is None:
-        return OnnxSession(NAME, device(), bundle.graph(precision), precision, PROVIDER, threads)
-    return OnnxStream(NAME, device(), graph, precision, PROVIDER, threads)
+        return OnnxSession(name, device(), bundle.graph(precision), precision, PROVIDER, threads)
+    return OnnxStream(name, device(), graph, precision, PROVIDER, threads)
 
 
 def device() -> str:

@@ -7,17 +7,16 @@ from lesionrt.runtime.backends.gpu import gpus
 from lesionrt.runtime.backends.onnx_session import OnnxSession, load, probe_library
 from lesionrt.runtime.bundle import Bundle
 
-NAME = "cuda"
 PROVIDER = "CUDAExecutionProvider"
 # TF32 off: its 10-bit mantissa is not float32, and parity is promised for float32. Algorithms by rule and not by timing
 # them, which could choose others in the next run.
 OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 
 
-def probe() -> Probe:
+def probe(name: str) -> Probe:
     """Whether it can run here."""
     found = gpus()
-    result = probe_library(NAME, found[0] if found else "NVIDIA GPU", "gpu")
+    result = probe_library(name, found[0] if found else "NVIDIA GPU", "gpu")
     if not found:
         remedy = "With such a GPU, install its driver: `nvidia-smi` must list it"
         return replace(result, problem="no NVIDIA GPU is seen", remedy=remedy)
@@ -27,13 +26,13 @@ def probe() -> Probe:
     return result
 
 
-def precisions(bundle: Bundle) -> list[str]:
+def precisions(name: str, bundle: Bundle) -> list[str]:
     """ONNX Runtime has no bfloat16 convolution."""
-    return [name for name in bundle.precisions if name != "bf16"]
+    return [precision for precision in bundle.precisions if precision != "bf16"]
 
 
-def open_backend(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None) -> Backend:
     """Load a bundle's graph."""
     # CUDA and cuDNN come as Python packages with the `gpu` extra; ONNX Runtime must be told to load them.
     load().preload_dlls()
-    return OnnxSession(NAME, gpus()[0], bundle.graph(precision), precision, (PROVIDER, OPTIONS), threads)
+    return OnnxSession(name, gpus()[0], bundle.graph(precision), precision, (PROVIDER, OPTIONS), threads)

@@ -17,22 +17,21 @@ from lesionrt.runtime.chunks import default_chunk
 from lesionrt.runtime.errors import BundleError, UnavailableError
 from lesionrt.runtime.prepare import HALO
 
-NAME = "openvino"
 HINTS = {"bf16": "bf16", "fp32": "f32"}
 STATE = "state_"
 BEFORE = 2 * HALO  # slices of which the state is
 
 
-def probe() -> Probe:
+def probe(name: str) -> Probe:
     """Whether it can run here."""
     if find_spec("openvino") is None:
-        return Probe(NAME, "openvino", device(), "OpenVINO is not installed", "Run: pip install 'lesionrt[openvino]'")
+        return Probe(name, "openvino", device(), "OpenVINO is not installed", "Run: pip install 'lesionrt[openvino]'")
     library = f"openvino {version('openvino')}"
     try:
         _core()
     except UnavailableError as error:
-        return Probe(NAME, library, device(), str(error), "Run: pip install --force-reinstall openvino")
-    return Probe(NAME, library, device())
+        return Probe(name, library, device(), str(error), "Run: pip install --force-reinstall openvino")
+    return Probe(name, library, device())
 
 
 def slower_because() -> str | None:
@@ -42,7 +41,7 @@ def slower_because() -> str | None:
     )
 
 
-def bundle_problem(bundle: Bundle) -> tuple[str, str] | None:
+def bundle_problem(name: str, bundle: Bundle) -> tuple[str, str] | None:
     """Why it cannot run this bundle, and what would mend that."""
     if bundle.stream_graph("fp32") is None:
         return (
@@ -52,26 +51,26 @@ def bundle_problem(bundle: Bundle) -> tuple[str, str] | None:
     return None
 
 
-def precisions(bundle: Bundle) -> list[str]:
+def precisions(name: str, bundle: Bundle) -> list[str]:
     """Of the float32 graph, which it computes in bfloat16 where the processor does."""
     return ["bf16", "fp32"] if _has_bfloat16() else ["fp32"]
 
 
-def open_backend(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None) -> Backend:
     """Load a bundle's float32 graph."""
     graph = bundle.stream_graph("fp32")
-    if graph is None or precision not in precisions(bundle):
+    if graph is None or precision not in precisions(name, bundle):
         raise BundleError(
-            f"{bundle.path}: {NAME} runs {' and '.join(precisions(bundle))} of a bundle with an fp32 graph here, not {precision}"
+            f"{bundle.path}: {name} runs {' and '.join(precisions(name, bundle))} of a bundle with an fp32 graph here, not {precision}"
         )
-    return OpenvinoBackend(graph, precision, threads)
+    return OpenvinoBackend(name, graph, precision, threads)
 
 
 class OpenvinoBackend:
     """A graph in OpenVINO, compiled for one size of stack at a time: it plans memory and kernels for that size."""
 
-    def __init__(self, graph: Path, precision: str, threads: int | None) -> None:
-        self.name, self.device, self.precision = NAME, device(), precision
+    def __init__(self, name: str, graph: Path, precision: str, threads: int | None) -> None:
+        self.name, self.device, self.precision = name, device(), precision
         self.library = f"openvino {version('openvino')}"
         self._options = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         if threads is not None:

@@ -26,8 +26,11 @@ def command(as_json: JsonOption = False) -> None:
                 else f"cannot run: {backend['problem']}\n    {backend['remedy']}"
             )
             print(f"backend {backend['name']} ({backend['library']}, {backend['device']}): {state}")
-        print(f"auto chooses {found['auto']['backend'] or 'nothing'} ({found['auto']['why']})")
+        auto = found["auto"]
+        print(f"auto chooses {auto['backend'] or 'nothing'} for {auto['for']} ({auto['why']})")
+        if auto["with_an_engine"] not in (None, auto["backend"]):
+            print(f"auto chooses {auto['with_an_engine']} for a bundle with an engine that runs here")
         if found["conflict"] is not None:
             print(f"problem: {found['conflict']}")
-    if found["auto"]["backend"] is None or found["conflict"] is not None:
+    if (found["auto"]["backend"] or found["auto"]["with_an_engine"]) is None or found["conflict"] is not None:
         raise typer.Exit(UnavailableError.exit_code)

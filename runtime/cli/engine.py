@@ -42,7 +42,7 @@ def build(
     force: ForceOption = False,
 ) -> None:
     """Add an engine to a bundle, from its ONNX graph of that precision (fp32's for tf32)."""
-    from lesionrt.runtime.backends.engine import measure
+    from lesionrt.runtime.backends.engine_parity import measure
     from lesionrt.runtime.bundle import load_bundle
     from lesionrt.runtime.engines.build import GIB, Wanted, build_engine
     from lesionrt.runtime.parity import summary_lines

@@ -32,6 +32,7 @@ def command(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
 def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
     from lesionrt.runtime.engines.identity import engines_of
+    from lesionrt.runtime.engines.network import in_words
     from lesionrt.runtime.parity import summary_lines
 
     manifest, model = bundle.manifest, bundle.model
@@ -58,7 +59,7 @@ def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
     for engine in engines_of(manifest):
         layers, stack = engine.entry["layers"], "x".join(map(str, engine.identity.profile.largest))
         print(
-            f"  engine       {engine.file}, {engine.identity.precision} ({layers['share']:.1%} of its computing layers), "
+            f"  engine       {engine.file}, {engine.identity.precision} ({in_words(engine.identity.precision, layers['share'])}), "
             f"{engine.identity.flavour} {engine.identity.version}, for {engine.identity.made_for}, stacks of up to {stack}"
         )
         for line in summary_lines(engine.entry["parity"] or ()) or ["not measured where it was built"]:

@@ -95,7 +95,9 @@ def command(
     rows = []
     for name, precisions in plan.precisions.items():
         bounds = tolerances(TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped)
-        rows += verify(loaded, known, name, bounds, _open)
+        compared, left_out = verify(loaded, known, name, bounds, _open)
+        rows += compared
+        plan.left_out.update(left_out)
     passed = not any(row["findings"] for row in rows)
     if as_json:
         # JSON has no NaN: what is not a number is null.
@@ -107,8 +109,8 @@ def command(
         print("\n".join(report_lines(rows)))
         if len(rows) > 1:
             print("\n".join(table_lines(rows)))
-        for left_out, reason in plan.left_out.items():
-            print(f"not compared: {left_out}: {reason}", file=sys.stderr)
+        for what, reason in plan.left_out.items():
+            print(f"not compared: {what}: {reason}", file=sys.stderr)
         print(f"{bundle}: {'within' if passed else 'OUT OF'} tolerance")
     if not passed:
         raise typer.Exit(ParityError.exit_code)

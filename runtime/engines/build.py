@@ -14,7 +14,8 @@ from lesionrt.runtime.bundle import MANIFEST, PRECISIONS, Bundle, load_bundle
 from lesionrt.runtime.engines.identity import FLAVOURS, Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.interrupt import interruptible
 from lesionrt.runtime.engines.library import Log, compiles_at_first_run, load
-from lesionrt.runtime.engines.network import Layers, ParsedNetwork, check_precision
+from lesionrt.runtime.engines.network import Layers, ParsedNetwork, check_precision, in_words
+from lesionrt.runtime.engines.targets import set_targets
 from lesionrt.runtime.errors import BundleError, OutputError, UnavailableError, UsageError
 from lesionrt.runtime.files import sha256_of, write_atomically
 from lesionrt.runtime.prepare import HALO
@@ -182,7 +183,7 @@ def _build(
     parsed = ParsedNetwork(trt, log, graph)
     layers = parsed.layers(wanted.precision)
     check_precision(layers, wanted.precision, graph)
-    say(f"{layers.total} layers; of {layers.computing} that compute, {layers.share:.1%} in {wanted.precision}")
+    say(f"{layers.total} layers, of which {layers.computing} compute: {in_words(wanted.precision, layers.share)}")
     slices = wanted.max_slices or _first_guess(wanted, workspace)
     for _ in range(_ATTEMPTS):
         identity = _identity(bundle, wanted, trt, device, workspace, _profile(wanted, bundle.size_multiple, slices))
@@ -268,7 +269,7 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
     if compiles_at_first_run(trt):
         # The whole graph is one block there, whose scratch memory is all its activations: a limit would end the build
         # without a figure.
-        _set_targets(trt, config, identity.targets)
+        set_targets(trt, config, identity.targets)
     else:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, identity.workspace_bytes)
         cache = _timing_cache(bundle, identity)
@@ -276,13 +277,13 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
         # One of another device is refused by TensorRT and an empty one is used.
         timing = config.create_timing_cache(known) or config.create_timing_cache(b"")  # a damaged one gives none
         if timing is None or not config.set_timing_cache(timing, ignore_mismatch=False):
-            log.errors.clear()
+            log.forget_errors()
             timing = config.create_timing_cache(b"")
             config.set_timing_cache(timing, ignore_mismatch=False)
     profile = parsed.builder.create_optimization_profile()
     shapes = [(slices, 1, height, width) for slices, height, width in _shapes(identity.profile)]
     profile.set_shape("slices", *shapes)
-    log.errors.clear()
+    log.forget_errors()
     if config.add_optimization_profile(profile) < 0:
         raise UsageError(f"TensorRT refuses stacks from {shapes[0]} to {shapes[-1]} ({log.text_of_errors()})")
     with interruptible(trt) as monitor:
@@ -296,37 +297,6 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
 
 def _shapes(profile: Profile) -> tuple[tuple[int, int, int], ...]:
     return profile.smallest, profile.optimum, profile.largest
-
-
-def _set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
-    """Without this an RTX engine is for every RTX GPU from Ampere on.
-
-    Raises
-    ------
-    UsageError
-        If this version of RTX does not know a target.
-    """
-    if not targets:
-        return
-    known = {
-        _capability(name): value for name, value in trt.ComputeCapability.__members__.items() if name[2:].isdigit()
-    }
-    unknown = [target for target in targets if target not in known]
-    if unknown:
-        raise UsageError(
-            f"--target {', '.join(unknown)} is not known to {trt.__name__} {trt.__version__}; expected some of {', '.join(known)}"
-        )
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        # Refused, it would build for the GPU at hand and say nothing.
-        if not config.set_compute_capability(known[target], index):
-            raise UnavailableError(f"{trt.__name__} {trt.__version__} refuses compute capability {target}")
-
-
-def _capability(name: str) -> str:
-    """``SM120`` as ``12.0``."""
-    digits = name.removeprefix("SM")
-    return f"{digits[:-1]}.{digits[-1]}"
 
 
 def _timing_cache(bundle: Bundle, identity: Identity) -> Path:

@@ -13,6 +13,11 @@ FLAVOURS = ("tensorrt", "rtx")
 RTX_SINCE = (8, 0)
 
 
+def number(capability: str) -> tuple[int, ...]:
+    """``8.6`` as (8, 6), so that 12.0 is over 8.6."""
+    return tuple(int(part) for part in capability.split("."))
+
+
 @dataclass(frozen=True)
 class Profile:
     """Stacks that an engine takes: slices (two more than output slices), height and width in pixels."""
@@ -98,16 +103,20 @@ class Identity:
         lists = {name: tuple(values[name]) for name in ("targets", "flags")}
         return cls(**{**values, **lists, "profile": profile})
 
+    def suits(self, gpu: str, compute_capability: str) -> bool:
+        """Whether it was built for this GPU."""
+        if self.flavour != "rtx":
+            return (self.gpu, self.compute_capability) == (gpu, compute_capability)
+        if self.targets:
+            return compute_capability in self.targets
+        return number(compute_capability) >= RTX_SINCE
+
     def mismatch(self, version: str, gpu: str, compute_capability: str) -> str | None:
         """Why it does not run with this version of its library on this GPU; None if it does."""
         if self.version != version:
             return f"built with {self.flavour} {self.version}, here is {version}"
-        if self.flavour == "rtx":
-            here = tuple(int(part) for part in compute_capability.split("."))
-            fits = compute_capability in self.targets if self.targets else here >= RTX_SINCE
-        else:
-            fits = (self.gpu, self.compute_capability) == (gpu, compute_capability)
-        return None if fits else f"built for {self.made_for}, here is {gpu} (compute capability {compute_capability})"
+        suits = self.suits(gpu, compute_capability)
+        return None if suits else f"built for {self.made_for}, here is {gpu} (compute capability {compute_capability})"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ class Layers:
     computing
         Those that compute with real numbers.
     in_precision
-        Those of them that do so in the precision that was asked for.
+        Those of them that do so in the precision that was asked for; for tf32 those in float32, which the GPU may
+        multiply as TF32. Which of them it does is the library's choice, and is not known from the graph.
     types
         Their number by TensorRT's name of the data type.
     """
@@ -109,6 +110,12 @@ class ParsedNetwork:
         computing = {name: types[name] for name in _FLOATING if types[name]}
         wanted = computing.get(DATA_TYPES[precision], 0)
         return Layers(self.network.num_layers, sum(computing.values()), wanted, computing)
+
+
+def in_words(precision: str, share: float) -> str:
+    """The share of computing layers in a precision, for people."""
+    what = "float32, which TF32 may multiply" if precision == "tf32" else precision
+    return f"{share:.1%} of its computing layers in {what}"
 
 
 def check_precision(layers: Layers, precision: str, graph: Path) -> None:

@@ -16,7 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 from lesionrt.export.bisect import TOLERANCES, bisect, first_beyond, report
 from lesionrt.export.emulation import emulated
 from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError
+from lesionrt.train.checkpoint import save_checkpoint
+from lesionrt.train.model import NetworkConfig
+from lesionrt.train.training import round_weights
+from lesionrt.train.untrained import untrained_checkpoint
 
 Run = Callable[..., Any]
 SLICES = np.random.default_rng(0).normal(size=(4, 1, 8, 12)).astype(np.float32)
@@ -96,6 +101,22 @@ def test_verify_bisect_prints_people_a_list_and_machines_json(half_bundle: Path,
     assert [entry["name"] for entry in found["fp16"]["beyond"]] == [node.name]
     assert found["bf16"]["beyond"] == []
     assert "--bisect compares" in run("verify", bundle, "--bisect", "--precision", "fp32", code=2).stderr
+
+
+def test_weights_rounded_to_half_build_an_rtx_engine_and_leave_float32_at_no_node(tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'lesionrt[rtx]'")
+    checkpoint = untrained_checkpoint(NetworkConfig(growth_rate=2, layers=1, levels=1, first_channels=4))
+    round_weights(checkpoint.network)
+    save_checkpoint(checkpoint, tmp_path / "rounded.pt")
+    bundle = tmp_path / "bundle"
+    run("export", tmp_path / "rounded.pt", "-o", bundle, "--precision", "fp32", "--precision", "fp16")
+    largest = ("--max-slices", 5, "--max-size", 16, "--workspace", 1)
+    run("engine", "build", bundle, "--flavor", "rtx", "--precision", "fp16", *largest)
+    (engine,) = engines_of(load_bundle(bundle).manifest)
+    assert engine.entry["layers"]["share"] > 0.8
+    found = json.loads(run("verify", bundle, "--bisect", "--json").stdout)["bisect"]["fp16"]
+    assert found["results"] > 20
+    assert found["beyond"] == []
 
 
 def test_emulated_bfloat16_rounds_every_result_to_eight_bits(half_bundle: Path) -> None:

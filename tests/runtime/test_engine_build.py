@@ -16,7 +16,8 @@ import onnx
 import pytest
 
 from lesionrt.export.graph import OPSETS, export_graph, graph_metadata, parts_in_float32
-from lesionrt.runtime.backends.engine import measure, read_plan
+from lesionrt.runtime.backends.engine_parity import measure
+from lesionrt.runtime.backends.engine_plan import read_plan
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.engines import build
 from lesionrt.runtime.engines.identity import engines_of

@@ -9,13 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lesionrt.runtime.backends import cuda, engine, probe
+from lesionrt.runtime.backends import NAMES, cuda, engine, engine_choice, probe
 from lesionrt.runtime.bundle import Bundle, load_bundle
-from lesionrt.runtime.engines.identity import Identity, Profile
-from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
+from lesionrt.runtime.errors import StackError, UnavailableError
+from lesionrt.runtime.parity import TOLERANCES, Reference
 from lesionrt.runtime.parity_table import table_lines
+from lesionrt.runtime.verify import verify
 
 Run = Callable[..., Any]
 HERE = cuda.Gpu("RTX A4000", "8.6", 16 * 2**30, "13.0")
@@ -23,12 +26,17 @@ VERSION = "11.4.0.106"
 PROFILE = Profile((3, 4, 4), (10, 160, 192), (10, 256, 256))
 FP32 = Identity("ab" * 32, "tensorrt", VERSION, "fp32", HERE.name, HERE.compute_capability, (), PROFILE, 2**30, ())
 
+RTX = replace(FP32, flavour="rtx", gpu=None, compute_capability=None)
+
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with that GPU and that TensorRT, as far as the choice of an engine looks at it."""
-    monkeypatch.setattr(engine, "gpu", lambda: HERE)
-    monkeypatch.setattr(engine, "load", lambda flavour: SimpleNamespace(__version__=VERSION))
+    known = {"NONE": 0, "CURRENT": 1, "SM75": 75, "SM86": 86, "SM120": 120}
+    library = SimpleNamespace(__version__=VERSION, Runtime=object, ComputeCapability=SimpleNamespace(__members__=known))
+    for module in (engine, engine_choice):
+        monkeypatch.setattr(module, "gpu", lambda: HERE)
+        monkeypatch.setattr(module, "load", lambda flavour: library)
 
 
 def listing(bundle: Path, to: Path, *identities: Identity) -> Bundle:
@@ -44,13 +52,13 @@ def listing(bundle: Path, to: Path, *identities: Identity) -> Bundle:
 
 
 @pytest.mark.usefixtures("here")
-def test_the_most_exact_and_latest_engine_is_taken(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_the_most_exact_engines_are_taken_the_latest_first(tiny_bundle: Path, tmp_path: Path) -> None:
     larger = replace(FP32, profile=replace(PROFILE, largest=(20, 256, 256)))
     half = replace(FP32, precision="fp16")
     bundle = listing(tiny_bundle, tmp_path, half, FP32, larger, replace(FP32, precision="bf16"))
-    assert engine.find_engine("tensorrt", bundle).identity == larger
-    assert engine.find_engine("tensorrt", bundle, "fp16").identity == half
-    precisions = [found.identity.precision for found in engine.runnable("tensorrt", bundle)]
+    assert [found.identity for found in engine_choice.find_engines("tensorrt", bundle)] == [FP32, larger]
+    assert [found.identity for found in engine_choice.find_engines("tensorrt", bundle, "fp16")] == [half]
+    precisions = [found.identity.precision for found in engine_choice.runnable("tensorrt", bundle)]
     assert precisions == ["bf16", "fp16", "fp32", "fp32"]
 
 
@@ -70,7 +78,7 @@ def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it
 ) -> None:
     bundle = listing(tiny_bundle, tmp_path, replace(FP32, precision="fp16", **changed))
     with pytest.raises(UnavailableError) as caught:
-        engine.find_engine("tensorrt", bundle)
+        engine_choice.find_engines("tensorrt", bundle)
     assert finding in str(caught.value)
     assert f"Run: lesionrt engine build {bundle.path} --flavor tensorrt --precision fp16" in str(caught.value)
 
@@ -79,9 +87,92 @@ def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it
 def test_a_bundle_without_engines_says_so(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     with pytest.raises(UnavailableError, match=r"has no tensorrt engine\. Run: lesionrt engine build .* fp32"):
-        engine.find_engine("tensorrt", bundle)
+        engine_choice.find_engines("tensorrt", bundle)
     with pytest.raises(UnavailableError, match="has no tensorrt engine of precision bf16"):
-        engine.find_engine("tensorrt", bundle, "bf16")
+        engine_choice.find_engines("tensorrt", bundle, "bf16")
+
+
+@pytest.mark.usefixtures("here")
+def test_an_rtx_engine_for_other_gpus_is_refused_before_it_is_loaded(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = listing(tiny_bundle, tmp_path, replace(RTX, targets=("8.9", "12.0")))
+    found = probe("rtx", bundle)
+    assert "built for compute capability 8.9, 12.0, here is RTX A4000 (compute capability 8.6)" in str(found.problem)
+    assert str(found.remedy).endswith("--flavor rtx --precision fp32 --target 8.6")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("capability", "problem"), [("9.0", False), ("8.6", False), ("7.0", True)])
+def test_only_a_gpu_older_than_all_that_rtx_names_is_refused_without_an_engine(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path, capability: str, problem: bool
+) -> None:
+    for module in (engine, engine_choice):
+        monkeypatch.setattr(module, "gpu", lambda: replace(HERE, compute_capability=capability))
+    assert (probe("rtx").problem is not None) == problem
+    if not problem:  # as built for every RTX GPU, and as built on the GPU that it runs on
+        bundle = listing(tiny_bundle, tmp_path, RTX, replace(RTX, targets=(capability,)))
+        assert probe("rtx", bundle).problem is None
+        assert len(engine_choice.runnable("rtx", bundle)) == 2
+
+
+@pytest.mark.parametrize(
+    ("stack", "largest"),
+    [
+        ((10, 160, 192), (20, 256, 256)),  # all hold it: the latest
+        ((30, 160, 192), (40, 192, 192)),  # only this one holds it whole
+        ((90, 160, 192), (40, 192, 192)),  # none does: the most slices at a time
+        ((30, 256, 192), (20, 256, 256)),  # the largest slices, of those the latest
+        ((3, 320, 320), None),
+    ],
+)
+def test_a_stacks_shape_decides_which_engine_runs_it(
+    stack: tuple[int, int, int], largest: tuple[int, int, int] | None
+) -> None:
+    sizes = ((40, 192, 192), (20, 256, 192), (20, 256, 256))
+    identities = [replace(FP32, profile=replace(PROFILE, optimum=size, largest=size)) for size in sizes]
+    engines = [Engine(each.file_name, each, {}) for each in identities]
+    found = engine_choice.holding(engines, *stack)
+    assert (None if found is None else found.identity.profile.largest) == largest
+
+
+class Opened:
+    """A backend with one engine, which only says what it takes."""
+
+    name, library, device, precision = "tensorrt", "tensorrt 11", "GPU", "fp32"
+
+    def __init__(self, name: str, bundle: Bundle, precision: str) -> None:
+        (self.engine,) = engines_of(bundle.manifest)
+        self.engine_file = self.engine.file
+
+    def infer_stack(self, slices: np.ndarray, chunk: int | None, progress: object) -> np.ndarray:
+        if not self.engine.identity.profile.takes(3, *slices.shape[2:]):
+            raise StackError("slices are too large")
+        return np.zeros((len(slices) - 2, *slices.shape[2:]), np.float32)
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("here")
+def test_verify_compares_each_engine_of_a_precision(tiny_bundle: Path, tmp_path: Path) -> None:
+    small = replace(FP32, profile=Profile((3, 4, 4), (10, 8, 8), (10, 8, 8)))
+    larger = replace(FP32, profile=replace(PROFILE, largest=(20, 256, 256)))
+    bundle = listing(tiny_bundle, tmp_path, FP32, larger, small)
+    reference = Reference(np.zeros((4, 1, 12, 12), np.float32), np.zeros((2, 12, 12), np.float32), "00", "nothing")
+    rows, left_out = verify(bundle, reference, "tensorrt", {"fp32": TOLERANCES["fp32"]}, Opened)
+    assert [row["engine"] for row in rows] == [FP32.file_name, larger.file_name]
+    assert left_out == {f"tensorrt fp32 {small.file_name}": "slices are too large"}
+    (tmp_path / "alone").mkdir()
+    with pytest.raises(StackError):
+        verify(
+            listing(tiny_bundle, tmp_path / "alone", small), reference, "tensorrt", {"fp32": TOLERANCES["fp32"]}, Opened
+        )
+
+
+def test_every_backend_answers_to_the_name_that_it_was_asked_by() -> None:
+    assert [probe(name).name for name in NAMES] == list(NAMES)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "rtx"])

@@ -4,16 +4,20 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lesionrt.runtime.backends.cuda import Gpu
 from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.engines import targets
 from lesionrt.runtime.engines.build import BRAIN, Wanted, _figures, _first_guess, _profile
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
+from lesionrt.runtime.engines.network import in_words
 from lesionrt.runtime.engines.schedule import spans
-from lesionrt.runtime.errors import BundleError, UsageError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 
 PROFILE = Profile((3, 32, 32), (20, 160, 192), (20, 256, 256))
 NATIVE = Identity("ab" * 32, "tensorrt", "11.4.0.106", "fp16", "RTX A4000", "8.6", (), PROFILE, 2**30, ())
@@ -118,6 +122,29 @@ def test_runs_have_one_length_and_cover_every_slice(total: int, limit: int) -> N
     assert len(cuts) == -(-total // limit)
 
 
+class Config:
+    """TensorRT's, as far as targets are set."""
+
+    def set_compute_capability(self, value: str, index: int) -> bool:
+        self.__dict__.setdefault("built_for", []).append(value)
+        return True
+
+
+def test_a_gpu_that_rtx_does_not_name_is_built_for_on_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SimpleNamespace(__members__={"CURRENT": "current", "SM86": "8.6"}, CURRENT="current")
+    trt, config = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7", ComputeCapability=known), Config()
+    monkeypatch.setattr(targets, "gpu", lambda: Gpu("H200", "9.0", 2**37, "13.0"))
+    targets.set_targets(trt, config, ("9.0",))
+    assert (config.built_for, config.num_compute_capabilities) == (["current"], 1)
+
+    def nowhere() -> Gpu:
+        raise UnavailableError("no GPU")
+
+    monkeypatch.setattr(targets, "gpu", nowhere)
+    with pytest.raises(UsageError, match=r"--target 9.0 is not known to tensorrt_rtx 1.7; expected some of 8.6;"):
+        targets.set_targets(trt, config, ("9.0",))
+
+
 @pytest.mark.parametrize(
     ("options", "finding"),
     [
@@ -147,6 +174,11 @@ def test_a_larger_workspace_takes_more_slices_and_half_precision_more_still() ->
     assert guesses[0] >= 3
     assert _first_guess(Wanted(precision="fp16"), 4 * 2**30) > guesses[1]
     assert _first_guess(Wanted(max_size=(1024, 1024)), 2**20) == 3
+
+
+def test_the_share_of_tf32_layers_is_that_of_float32_and_says_so() -> None:
+    assert in_words("fp16", 0.985) == "98.5% of its computing layers in fp16"
+    assert in_words("tf32", 1.0) == "100.0% of its computing layers in float32, which TF32 may multiply"
 
 
 def test_the_builders_figures_are_the_last_that_it_said() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from lesionrt.runtime.backends import choose, open_backend, probe
 from lesionrt.runtime.backends.cuda import Device, DeviceMemory
-from lesionrt.runtime.backends.engine import EngineBackend
+from lesionrt.runtime.backends.engine_backend import EngineBackend
+from lesionrt.runtime.backends.engine_group import EngineGroup
 from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
 from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError, InputError, UnavailableError
@@ -61,9 +62,9 @@ def bundle(engines: Path) -> Bundle:
 
 
 @pytest.fixture
-def backend(flavour: str, bundle: Bundle) -> Iterator[EngineBackend]:
+def backend(flavour: str, bundle: Bundle) -> Iterator[EngineGroup]:
     with open_backend(flavour, bundle, "fp32") as opened:
-        assert isinstance(opened, EngineBackend)
+        assert isinstance(opened, EngineGroup)
         yield opened
 
 
@@ -125,7 +126,7 @@ def test_the_same_volume_gives_the_same_bytes(engines: Path, flavour: str, small
     assert (tmp_path / "one.nii").read_bytes() == (tmp_path / "two.nii").read_bytes()
 
 
-def test_a_stack_may_be_cut_anywhere(backend: EngineBackend, bundle: Bundle) -> None:
+def test_a_stack_may_be_cut_anywhere(backend: EngineGroup, bundle: Bundle) -> None:
     slices = stack(0)
     expected = on_the_cpu(bundle, slices)
     for chunk in (None, 28, 27, 9, 5, 2, 1):
@@ -135,18 +136,32 @@ def test_a_stack_may_be_cut_anywhere(backend: EngineBackend, bundle: Bundle) -> 
         assert done[-1] == (28, 28)
 
 
-def test_sizes_may_change_from_volume_to_volume(backend: EngineBackend, bundle: Bundle) -> None:
+def test_sizes_may_change_from_volume_to_volume(backend: EngineGroup, bundle: Bundle) -> None:
     for slices in (stack(1), stack(2, 5, 32, 32), stack(3, 3, 4, 4), stack(4, 12, 160, 188), stack(1)):
         assert abs(backend.infer_stack(slices) - on_the_cpu(bundle, slices)).max() < 1e-4
 
 
-def test_a_size_beyond_the_profile_is_an_error_that_says_how_to_build(backend: EngineBackend) -> None:
+def test_a_size_beyond_the_profile_is_an_error_that_says_how_to_build(backend: EngineGroup) -> None:
     with pytest.raises(InputError, match="--max-size"):
         backend.infer_stack(stack(0, 3, 512, 512))
     assert backend.infer_stack(stack(0)).shape == (28, 64, 96)
 
 
-def test_threads_share_one_engine(backend: EngineBackend) -> None:
+def test_a_stacks_size_decides_between_two_engines(
+    engines: Path, bundle: Bundle, flavour: str, tmp_path: Path, run: Run
+) -> None:
+    copy = Path(shutil.copytree(engines, tmp_path / "bundle"))
+    run("engine", "build", copy, "--flavor", flavour, "--max-slices", 8, "--max-size", 320, "--workspace", 8)
+    taken = set()
+    with open_backend(flavour, load_bundle(copy), "fp32") as opened:
+        assert isinstance(opened, EngineGroup)
+        for slices in (stack(0), stack(1, 5, 320, 320), stack(2, 5, 64, 64)):
+            assert abs(opened.infer_stack(slices) - on_the_cpu(bundle, slices)).max() < 1e-4
+            taken.add(opened.backend_for(slices).engine_file)
+    assert len(taken) == 2
+
+
+def test_threads_share_one_engine(backend: EngineGroup) -> None:
     stacks = [stack(seed) for seed in range(4)]
     expected = [backend.infer_stack(slices) for slices in stacks]
     wrong: list[int] = []
@@ -169,13 +184,13 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(flavour: str, bundle: Bundle
     slices = stack(0, 64, 256, 256)
     device = Device()
     with open_backend(flavour, bundle, "fp32") as backend:
-        assert isinstance(backend, EngineBackend)
+        assert isinstance(backend, EngineGroup)
         with device.active():
             before = device.free_bytes()
         expected = backend.infer_stack(slices)  # all at once, and its buffers are kept
         with device.active():
             needed = before - device.free_bytes()
-        backend._release_idle()
+        backend.backend_for(slices)._release_idle()
         with device.active():
             hog = DeviceMemory(device.free_bytes() - needed // 2)
         try:
@@ -188,7 +203,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(flavour: str, bundle: Bundle
         assert abs(backend.infer_stack(slices) - expected).max() < 1e-4
 
 
-def test_it_works_beside_pytorch_in_one_process(backend: EngineBackend, bundle: Bundle) -> None:
+def test_it_works_beside_pytorch_in_one_process(backend: EngineGroup, bundle: Bundle) -> None:
     import torch
 
     if not torch.cuda.is_available():

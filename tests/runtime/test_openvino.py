@@ -90,7 +90,7 @@ def test_a_graph_that_is_none_is_named(tmp_path: Path) -> None:
     graph = tmp_path / "model_fp32.onnx"
     graph.write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"model_fp32\.onnx: openvino .* cannot read it"):
-        openvino_cpu.OpenvinoBackend(graph, "fp32", None)
+        openvino_cpu.OpenvinoBackend("openvino", graph, "fp32", None)
 
 
 def test_a_stack_beyond_the_memory_is_an_error_that_says_what_to_do(tiny_bundle: Path, slices: Slices) -> None:

@@ -1,0 +1,72 @@
+"""Which of a bundle's engines run here."""
+
+from collections.abc import Sequence
+
+from lesionrt.runtime.backends.cuda import gpu
+from lesionrt.runtime.bundle import PRECISIONS, Bundle
+from lesionrt.runtime.engines.identity import Engine, engines_of
+from lesionrt.runtime.engines.library import load
+from lesionrt.runtime.errors import UnavailableError
+
+
+def engine_problem(flavour: str, bundle: Bundle, precision: str | None = None) -> tuple[str, str] | None:
+    """Why a bundle has no engine that runs here, and the command that builds one; None if it has."""
+    version, here = load(flavour).__version__, gpu()
+    listed = [
+        engine
+        for engine in engines_of(bundle.manifest)
+        if engine.identity.flavour == flavour and precision in (None, engine.identity.precision)
+    ]
+    reasons = {engine.identity.mismatch(version, here.name, here.compute_capability) for engine in listed}
+    if None in reasons:
+        return None
+    asked = precision or (listed[-1].identity.precision if listed else bundle.precisions[0])
+    remedy = f"Run: lesionrt engine build {bundle.path} --flavor {flavour} --precision {asked}"
+    if flavour == "rtx" and listed and not listed[-1].identity.suits(here.name, here.compute_capability):
+        remedy += f" --target {here.compute_capability}"
+    kind = f"{flavour} engine" if precision is None else f"{flavour} engine of precision {precision}"
+    if not listed:
+        return f"{bundle.path} has no {kind}", remedy
+    return f"{bundle.path} has no {kind} that runs here: {'; '.join(sorted(map(str, reasons)))}", remedy
+
+
+def find_engines(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:
+    """The engines of one precision that run here, the latest last: the most exact if none is asked for.
+
+    Raises
+    ------
+    UnavailableError
+        If there is none, with the command that builds one.
+    """
+    problem = engine_problem(flavour, bundle, precision)
+    if problem is not None:
+        raise UnavailableError(". ".join(problem))
+    found = runnable(flavour, bundle, precision)
+    return [engine for engine in found if engine.identity.precision == found[-1].identity.precision]
+
+
+def runnable(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:
+    """The engines of a flavour that run here, the most exact and latest last."""
+    version, here = load(flavour).__version__, gpu()
+    fitting = [
+        engine
+        for engine in engines_of(bundle.manifest)
+        if engine.identity.flavour == flavour
+        and precision in (None, engine.identity.precision)
+        and engine.identity.mismatch(version, here.name, here.compute_capability) is None
+    ]
+    return sorted(fitting, key=lambda engine: -PRECISIONS.index(engine.identity.precision))
+
+
+def holding(engines: Sequence[Engine], slices: int, height: int, width: int) -> Engine | None:
+    """The latest engine that takes a whole stack; if none does, the one that takes most of its slices at a time.
+
+    None if the slices themselves are too large for all of them.
+    """
+    latest_first = [
+        engine
+        for engine in reversed(engines)
+        if (profile := engine.identity.profile).takes(profile.smallest[0], height, width)
+    ]
+    whole = [engine for engine in latest_first if engine.identity.profile.takes(slices, height, width)]
+    return whole[0] if whole else max(latest_first, key=lambda each: each.identity.profile.largest[0], default=None)

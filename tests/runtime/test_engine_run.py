@@ -1,0 +1,200 @@
+"""Out of memory and a lost GPU. pycuda's driver and TensorRT are stand-ins, because this runs where there is no GPU: they
+keep device memory in a dictionary and fail where they are told to. All that is ours, `cuda.py` too, is the real one.
+"""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lesionrt.runtime.backends import cuda, engine_backend
+from lesionrt.runtime.backends.engine_backend import EngineBackend
+from lesionrt.runtime.engines.identity import Engine, Identity, Profile
+from lesionrt.runtime.errors import StackError, UnavailableError
+
+PROFILE = Profile((3, 4, 4), (16, 8, 8), (40, 8, 8))
+IDENTITY = Identity("ab" * 32, "tensorrt", "11.4", "fp32", "A GPU", "8.6", (), PROFILE, 2**30, ())
+SLICES = np.random.default_rng(0).normal(size=(18, 1, 8, 8)).astype(np.float32)
+EXPECTED = (SLICES[:-2] + SLICES[2:])[:, 0]
+
+
+class DriverError(Exception):
+    """pycuda's base of errors."""
+
+
+class DriverMemoryError(DriverError):
+    """pycuda's, where memory ends."""
+
+
+class Gpu:
+    """What pycuda's driver shows of a GPU: memory that ends at a number of bytes, and calls that fail once it is lost."""
+
+    Error, MemoryError = DriverError, DriverMemoryError
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, np.ndarray] = {}
+        self.room, self.lost, self.next = 2**20, False, 256
+        nothing = SimpleNamespace(push=lambda: None)
+        self.Context = SimpleNamespace(pop=lambda: None, synchronize=self.answer)
+        self.event_flags = SimpleNamespace(DISABLE_TIMING=0)
+        named = SimpleNamespace(
+            name=lambda: "A GPU", compute_capability=lambda: (8, 6), total_memory=lambda: 2**30,
+            retain_primary_context=lambda: nothing,
+        )  # fmt: skip
+        self.Device: Any = lambda ordinal: named
+        self.Device.count = lambda: 1
+        self.Event = lambda flags: SimpleNamespace(record=self.answer, synchronize=self.answer)
+        self.Stream = lambda: SimpleNamespace(handle=0, wait_for_event=self.answer, synchronize=self.answer)
+
+    def answer(self, *what: object) -> None:
+        if self.lost:
+            raise DriverError("cuCtxSynchronize failed: an illegal memory access was encountered")
+
+    def get_driver_version(self) -> int:
+        return 13000
+
+    def mem_alloc(self, nbytes: int) -> Any:
+        self.answer()
+        if sum(block.nbytes for block in self.blocks.values()) + nbytes > self.room:
+            raise DriverMemoryError("cuMemAlloc failed: out of memory")
+        address, self.next = self.next, self.next + 2**20
+        self.blocks[address] = np.zeros(nbytes, np.uint8)
+        return type("Block", (int,), {"free": lambda block: self.free(int(block))})(address)
+
+    def free(self, address: int) -> None:
+        self.answer()
+        del self.blocks[address]
+
+    def pagelocked_empty(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        memory = type("Pinned", (np.ndarray,), {"free": lambda array: None})
+        return np.ndarray(shape, dtype, memory(int(np.prod(shape)) * 4, np.uint8))
+
+    def memcpy_htod_async(self, address: int, array: np.ndarray, stream: object) -> None:
+        self.blocks[address][: array.nbytes] = array.view(np.uint8).ravel()
+
+    def memcpy_dtoh_async(self, array: np.ndarray, address: int, stream: object) -> None:
+        array[...] = self.blocks[address][: array.nbytes].view(np.float32).reshape(array.shape)
+
+
+class Context:
+    """An execution context: a slice's lesion is the sum of its neighbours."""
+
+    def __init__(self, gpu: Gpu, run: Callable[[], bool]) -> None:
+        self.gpu, self.run, self.addresses = gpu, run, dict[str, int]()
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self.shape[0] - 2, *self.shape[2:])
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 4 * int(np.prod(self.shape))
+
+    def set_device_memory(self, address: int, nbytes: int) -> None:
+        pass
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if not self.run():
+            return False
+        slices = self.gpu.blocks[self.addresses["slices"]].view(np.float32).reshape(self.shape)
+        self.gpu.blocks[self.addresses["lesion"]][:] = (slices[:-2] + slices[2:]).view(np.uint8).ravel()
+        return True
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    found = Gpu()
+    monkeypatch.setattr(cuda, "_driver", lambda: found)
+    for cached in (cuda.gpu, cuda._primary_context):
+        cached.cache_clear()
+    yield found
+    for cached in (cuda.gpu, cuda._primary_context):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def backend(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> EngineBackend:
+    """An engine whose runs go as `backend.run` says, with what TensorRT logs about it."""
+    strategy = SimpleNamespace(USER_MANAGED=0)
+    trt = SimpleNamespace(
+        __name__="tensorrt", __version__="11.4", ILogger=object, ExecutionContextAllocationStrategy=strategy
+    )
+
+    def run() -> bool:
+        message = opened.run()
+        if message is not None:
+            opened._loaded.log.logger.log(SimpleNamespace(name="ERROR"), message)
+        return message is None
+
+    engine = SimpleNamespace(create_execution_context=lambda strategy: Context(gpu, run))
+    trt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+    monkeypatch.setattr(engine_backend, "load", lambda flavour: trt)
+    opened: Any = EngineBackend(Engine(IDENTITY.file_name, IDENTITY, {}), b"plan")
+    opened.run = lambda: None
+    return opened  # type: ignore[no-any-return]
+
+
+def test_stacks_run_and_their_memory_is_kept_and_freed(backend: EngineBackend, gpu: Gpu) -> None:
+    for chunk in (None, 16, 5, 1):
+        np.testing.assert_array_equal(backend.infer_stack(SLICES, chunk), EXPECTED)
+    assert gpu.blocks
+    with pytest.raises(StackError, match="--max-size"):
+        backend.infer_stack(np.zeros((3, 1, 12, 8), np.float32))
+    backend.__exit__(None, None, None)
+    assert gpu.blocks == {}
+
+
+def test_out_of_memory_halves_the_chunk_warns_and_goes_on(backend: EngineBackend, gpu: Gpu) -> None:
+    gpu.room = 12000  # bytes; 16 slices at a time need more
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+    assert ["8 slices at a time" in warning for warning in backend.warnings] == [True]
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+    assert len(backend.warnings) == 1
+    gpu.room = 100
+    backend._release_idle()
+    with pytest.raises(UnavailableError, match="no memory for a single slice of 8x8"):
+        backend.infer_stack(SLICES)
+    assert gpu.blocks == {}
+
+
+def test_tensorrts_own_out_of_memory_counts_too(backend: Any) -> None:
+    answers = iter(["CUDA error 2: out of memory"])
+    backend.run = lambda: next(answers, None)
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+    assert "8 slices at a time" in backend.warnings[0]
+
+
+def test_any_other_failure_is_an_error_after_which_it_goes_on(backend: Any, gpu: Gpu) -> None:
+    answers = iter(["kernel failed"])
+    backend.run = lambda: next(answers, None)
+    with pytest.raises(UnavailableError, match=r"tensorrt 11\.4 could not run: kernel failed"):
+        backend.infer_stack(SLICES)
+    assert gpu.blocks == {}
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+
+
+def test_a_lost_gpu_is_exit_code_4_at_once_and_for_good(backend: Any, gpu: Gpu) -> None:
+    def lose() -> str:
+        gpu.lost = True
+        return "Cuda failure: an illegal memory access was encountered"
+
+    backend.run = lose
+    with pytest.raises(cuda.DeviceError, match=r"A GPU .*is lost, start it again.*could not run") as caught:
+        backend.infer_stack(SLICES)
+    assert caught.value.exit_code == 4
+    with pytest.raises(cuda.DeviceError, match="start it again"):
+        backend.infer_stack(SLICES)
+    assert backend._idle == []
+    backend.__exit__(None, None, None)
+    assert backend._loaded.engine is None
