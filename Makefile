@@ -22,7 +22,7 @@ test: $(VENV)/.test-tools $(MODEL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p lesionrt.runtime
-	$(ONE_THREAD) $(BIN)/pytest --import-mode=importlib --numprocesses 2 --dist loadgroup --no-loadscope-reorder tests
+	$(ONE_THREAD) $(BIN)/pytest --import-mode=importlib --numprocesses 2 --dist loadfile --no-loadscope-reorder tests
 	$(BIN)/pytest --import-mode=importlib --doctest-modules --pyargs lesionrt.runtime lesionrt.train lesionrt.export lesionrt.benchmarks
 
 $(BIN)/python:

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-TESTS = Path(__file__).parent
-SHARED = TESTS.parents[1] / "shared"
+SHARED = Path(__file__).parents[2] / "shared"
 COMMAND = Path(sys.executable).parent / "lesionrt"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -46,19 +45,9 @@ def run() -> Run:
     return call
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the full network runs first and in one process; every other file runs in one process, too.
-
-    The full network takes minutes to export: a second process would wait for it, or be busy with it at the very end.
-    """
-
-    def full(item: pytest.Item) -> bool:
-        return bool({"full_bundle", "full_checkpoint"} & set(getattr(item, "fixturenames", ())))
-
-    items.sort(key=full, reverse=True)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("full" if full(item) else str(item.path.relative_to(TESTS))))
+    """The full network first: it takes minutes to export, in which another process has other files to run."""
+    items.sort(key=lambda item: item.path.name != "test_full_network.py")
 
 
 Once = Callable[[str, Callable[[Path], None]], Path]

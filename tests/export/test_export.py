@@ -170,19 +170,6 @@ def test_every_variant_exports_and_streams(tmp_path: Path, attention: bool, conv
         np.testing.assert_allclose(infer_in_chunks(backend, slices, chunk), expected, atol=1e-6)
 
 
-def test_the_graph_that_streams_takes_its_weights_from_the_other_one(full_bundle: Path) -> None:
-    whole, stream = (full_bundle / f"{kind}_fp32.onnx" for kind in ("model", "stream"))
-    assert stream.stat().st_size < 1e6 < 50e6 < whole.stat().st_size
-    weights = {tensor.name: tensor for tensor in onnx.load(whole).graph.initializer}
-    large = [tensor for tensor in onnx.load(stream).graph.initializer if len(tensor.raw_data) >= 1024]
-    assert sum(len(tensor.raw_data) for tensor in large) > 50e6
-    assert all(tensor.raw_data == weights[tensor.name].raw_data for tensor in large)
-    stored = onnx.load(stream, load_external_data=False).graph.initializer
-    assert {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"} == {
-        whole.name
-    }
-
-
 def overflowing(factor: float) -> Checkpoint:
     """A small network whose attention products grow with the square of a factor."""
     checkpoint = untrained_checkpoint(NetworkConfig(4, 1, 2, 8))

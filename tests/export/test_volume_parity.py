@@ -1,7 +1,5 @@
 """The chunked runtime against PyTorch's plain window forward, on real scans."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,49 +9,14 @@ import numpy as np
 import pytest
 
 from lesionrt.export.reference import window_probabilities
-from lesionrt.runtime.backends import open_backend
-from lesionrt.runtime.bundle import load_bundle
-from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.prepare import prepare_volume
 from lesionrt.runtime.segmenter import DEFAULT_MODEL, Segmenter
 from lesionrt.runtime.volume import read_flair
 from lesionrt.train.checkpoint import load_checkpoint
 
 Run = Callable[..., Any]
-MEMORY = """
-import sys
-import numpy as np
-from pathlib import Path
-from lesionrt.runtime.backends import open_backend
-from lesionrt.runtime.bundle import load_bundle
-from lesionrt.runtime.chunks import default_chunk, infer_in_chunks
-with open_backend("cpu", load_bundle(Path(sys.argv[1]))) as backend:
-    infer_in_chunks(backend, np.zeros((2 * default_chunk(256, 256) + 2, 1, 256, 256), np.float32))
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program alone
-print(peak.split()[1])
-"""
 # Each scan goes through the runtime as a whole; beside PyTorch's windows stand all slices of one, 24 of the others.
 SCANS = {"lit/p07": None, "lit/p19": 24, "mslesseg/P14_T1": 24, "mslesseg/P39_T1": 24}
-
-
-def test_12_slices_of_a_real_scan_through_the_full_network(
-    shared: Path, full_checkpoint: Path, full_bundle: Path
-) -> None:
-    bundle = load_bundle(full_bundle)
-    flair = read_flair(shared / "data" / "lit" / "p07" / "flair.nii.gz")
-    slices = prepare_volume(flair, flair.data != 0, bundle.preparation, bundle.size_multiple).slices[50:64]
-    reference = window_probabilities(load_checkpoint(full_checkpoint).network, slices)
-    assert reference.shape == (12, 160, 160)
-    with open_backend("cpu", bundle, "fp32") as backend:
-        for chunk in (5, None):
-            difference = np.abs(infer_in_chunks(backend, slices, chunk) - reference)
-            assert difference.max() <= 1e-3
-            assert np.percentile(difference, 99.9) <= 1e-4
-
-
-def test_default_chunks_of_256x256_leave_room_for_the_volume_in_2_gb(full_bundle: Path) -> None:
-    answer = subprocess.run([sys.executable, "-c", MEMORY, full_bundle], capture_output=True, text=True, check=True)
-    assert int(answer.stdout) * 1024 < 1.7e9  # the arrays of the volume that are held meanwhile take 0.2
 
 
 @pytest.mark.parametrize(("scan", "count"), SCANS.items())
