@@ -42,14 +42,14 @@ PLAIN = NetworkConfig(attention=False, convlstm=False, readout="centre")
 def folder(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_bundle: Path,
-    least_checkpoint: Path,
+    tiny_checkpoint: Path,
     small_flair: Path,
     small_dataset: Path,
 ) -> Path:
     """The files that the README speaks of, made of small phantoms and small networks."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(tiny_bundle, folder / "bundle")
-    shutil.copy(least_checkpoint, folder / "checkpoint.pt")
+    shutil.copy(tiny_checkpoint, folder / "checkpoint.pt")
     shutil.copytree(small_dataset.parent, folder / "dataset")
     (folder / "scans").mkdir()
     for name in ("flair.nii.gz", "scans/sub-01_FLAIR.nii.gz", "scans/other.nii.gz"):
