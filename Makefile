@@ -6,19 +6,23 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # What the default model is made of: when it changes, the model is made again.
 MODEL_SOURCES := $(wildcard train/*.py export/*.py) runtime/bundle.py runtime/prepare.py runtime/geometry.py runtime/phantom.py
-SOURCES := $(shell find runtime train export benchmarks -name '*.py' -o -name '*.toml') pyproject.toml
+SOURCES := $(shell find runtime train export benchmarks -name '*.py' -o -name '*.toml') $(wildcard runtime/models/*/*) pyproject.toml
+# Until trained weights stand in the package, the default model is the paper's network with random ones.
+MODEL := $(if $(wildcard runtime/models/default/manifest.json),,$(VENV)/.model)
+# Two processes of tests on two cores: threads of PyTorch would wait for each other.
+ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: demo test weights clean
 
-demo: $(VENV)/.model
+demo: $(VENV)/.installed $(MODEL)
 	$(BIN)/lesionrt phantom -o demo --force
 	$(BIN)/lesionrt segment demo/phantom000_flair.nii.gz -o demo --overlay --force
 
-test: $(VENV)/.test-tools $(VENV)/.model
+test: $(VENV)/.test-tools $(MODEL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p lesionrt.runtime
-	$(BIN)/pytest --import-mode=importlib --numprocesses 2 --dist loadfile tests
+	$(ONE_THREAD) $(BIN)/pytest --import-mode=importlib --numprocesses 2 --dist loadfile --no-loadscope-reorder tests
 	$(BIN)/pytest --import-mode=importlib --doctest-modules --pyargs lesionrt.runtime lesionrt.train lesionrt.export lesionrt.benchmarks
 
 $(BIN)/python:
@@ -27,17 +31,17 @@ $(BIN)/python:
 # The package as a user gets it: built and installed, not linked to this folder.
 $(VENV)/.installed: $(BIN)/python $(SOURCES) constraints.txt
 	rm -rf build
-	$(PIP) install --quiet --constraint constraints.txt '.[cpu,export]'
-	$(PIP) install --quiet --no-deps --force-reinstall .
+	$(PIP) install --quiet --no-compile --constraint constraints.txt '.[cpu,export]'
 	rm -rf build
 	touch $@
 
-$(VENV)/.test-tools: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt '.[dev]'
+# Everything at once: what a demo needs is among it.
+$(VENV)/.test-tools: $(BIN)/python $(SOURCES) constraints.txt
 	rm -rf build
-	touch $@
+	$(PIP) install --quiet --no-compile --constraint constraints.txt '.[dev]'
+	rm -rf build
+	touch $(VENV)/.installed $@
 
-# Until there are trained weights, the default model is the paper's network with random ones.
 $(VENV)/.model: $(MODEL_SOURCES) | $(VENV)/.installed
 	$(BIN)/lesionrt untrained -o $(VENV)/untrained.pt --force
 	$(BIN)/lesionrt export $(VENV)/untrained.pt --force \

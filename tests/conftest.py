@@ -1,6 +1,8 @@
 """What several tests share: small networks and bundles made once, and the real scans where they are at hand."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +45,11 @@ def run() -> Run:
     return call
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The full network first: it takes minutes to export, in which another process has other files to run."""
+    items.sort(key=lambda item: item.path.name != "test_full_network.py")
+
+
 Once = Callable[[str, Callable[[Path], None]], Path]
 
 
@@ -76,17 +83,42 @@ def tiny_checkpoint(once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, once: Once, run: Run) -> Path:
-    """Its bundle, in both precisions."""
-    both = ("--precision", "fp32", "--precision", "fp16")
-    return once("tiny-bundle", lambda folder: run("export", tiny_checkpoint, "-o", folder / "bundle", *both)) / "bundle"
+def least_checkpoint(once: Once) -> Path:
+    """The smallest network there is, for what does not depend on the network; sizes are multiples of 2."""
+    from lesionrt.train.checkpoint import save_checkpoint
+    from lesionrt.train.model import NetworkConfig
+    from lesionrt.train.untrained import untrained_checkpoint
+
+    config = NetworkConfig(growth_rate=4, layers=1, levels=1, first_channels=8, attention=False, convlstm=False)
+    return once("least", lambda folder: save_checkpoint(untrained_checkpoint(config), folder / "least.pt")) / "least.pt"
 
 
 @pytest.fixture(scope="session")
-def half_bundle(tiny_checkpoint: Path, once: Once, run: Run) -> Path:
-    """Its bundle with every precision that has a graph."""
-    every = [f"--precision={name}" for name in ("fp32", "fp16", "bf16")]
-    return once("half-bundle", lambda folder: run("export", tiny_checkpoint, "-o", folder / "half", *every)) / "half"
+def tiny_bundle(tiny_checkpoint: Path, once: Once, run: Run, small_flair: Path) -> Path:
+    """Its bundle, in float32 and float16; the range of products was looked at on the small phantom's file."""
+    options = ("--precision", "fp32", "--precision", "fp16", "--input", small_flair)
+    return (
+        once("tiny-bundle", lambda folder: run("export", tiny_checkpoint, "-o", folder / "bundle", *options)) / "bundle"
+    )
+
+
+@pytest.fixture(scope="session")
+def half_bundle(tiny_checkpoint: Path, tiny_bundle: Path, once: Once, run: Run) -> Path:
+    """Its bundle with every precision that has a graph: the one above, and bfloat16 exported to it."""
+
+    def fill(folder: Path) -> None:
+        run("export", tiny_checkpoint, "-o", folder / "bf16", "--precision", "bf16")
+        shutil.copytree(tiny_bundle, folder / "half")
+        both, added = (json.loads((folder / name / "manifest.json").read_text()) for name in ("half", "bf16"))
+        for key in ("graphs", "in_float32", "files"):
+            both[key].update(added[key])
+        both["opset"] = max(both["opset"], added["opset"])
+        both["parity"] += added["parity"]
+        for name in added["files"]:
+            shutil.copy(folder / "bf16" / name, folder / "half" / name)
+        (folder / "half" / "manifest.json").write_text(json.dumps(both, indent=2) + "\n")
+
+    return once("half-bundle", fill) / "half"
 
 
 @pytest.fixture(scope="session")

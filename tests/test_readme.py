@@ -28,9 +28,11 @@ SETTINGS = (
     "steps=2",
     "size=32",
     "network.growth_rate=4",
-    "network.layers=2",
-    "network.levels=2",
+    "network.layers=1",
+    "network.levels=1",
     "network.first_channels=8",
+    "network.attention=false",
+    "network.convlstm=false",
 )
 QUICK = [part for setting in SETTINGS for part in ("--set", setting)]
 PLAIN = NetworkConfig(attention=False, convlstm=False, readout="centre")
@@ -44,7 +46,7 @@ def folder(
     small_flair: Path,
     small_dataset: Path,
 ) -> Path:
-    """The files that the README speaks of, made of small phantoms and a small network."""
+    """The files that the README speaks of, made of small phantoms and small networks."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(tiny_bundle, folder / "bundle")
     shutil.copy(tiny_checkpoint, folder / "checkpoint.pt")
