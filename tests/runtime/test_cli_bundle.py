@@ -234,7 +234,7 @@ def test_network_that_gives_nan_is_an_error_and_no_empty_mask(bundle: Path, smal
 def test_verify_passes_without_torch_and_gives_its_numbers(
     run: Run, tiny_bundle: Path, tiny_checkpoint: Path, torchless: dict[str, str]
 ) -> None:
-    answer = json.loads(run("verify", tiny_bundle, "--json", env=torchless).stdout)
+    answer = json.loads(run("verify", tiny_bundle, "--backend", "cpu", "--json", env=torchless).stdout)
     assert answer["passed"] is True
     assert [row["precision"] for row in answer["results"]] == ["fp32", "fp16"]
     names = {"shape", "max_difference", "mean_difference", "percentile_difference", "dice", "flipped_voxels"}
@@ -246,7 +246,7 @@ def test_verify_passes_without_torch_and_gives_its_numbers(
         assert row["findings"] == []
     assert [len(row["notes"]) for row in answer["results"]] == [0, 1]
     assert "emulated" in answer["results"][1]["notes"][0]
-    shown = run("verify", tiny_bundle, "--precision", "fp32", env=torchless).stdout
+    shown = run("verify", tiny_bundle, "--backend", "cpu", "--precision", "fp32", env=torchless).stdout
     for text in (
         "maximum",
         "mean",
@@ -262,7 +262,7 @@ def test_verify_passes_without_torch_and_gives_its_numbers(
 
 
 def test_verify_out_of_tolerance_is_exit_code_5_with_the_numbers(run: Run, tiny_bundle: Path) -> None:
-    shown = run("verify", tiny_bundle, "--max-difference", 0, code=5).stdout
+    shown = run("verify", tiny_bundle, "--backend", "cpu", "--max-difference", 0, code=5).stdout
     assert len(re.findall(r"out of tolerance: maximum difference \S+ is over 0\n", shown)) == 2
     assert "OUT OF tolerance" in shown
     answer = json.loads(run("verify", tiny_bundle, "--percentile-difference", 0, "--json", code=5).stdout)
@@ -275,7 +275,7 @@ def test_verify_compares_with_pytorch_on_a_volume_and_keeps_that_for_others(
 ) -> None:
     flair = tmp_path / "flair.nii.gz"
     nib.save(nib.load(small_flair).slicer[:, :, 16:24], flair)
-    fixed = ("verify", tiny_bundle, "--precision", "fp32", "--json")
+    fixed = ("verify", tiny_bundle, "--backend", "cpu", "--precision", "fp32", "--json")
     on_slices = json.loads(run(*fixed, "--reference", tiny_checkpoint).stdout)["results"][0]
     stored = json.loads(run(*fixed).stdout)["results"][0]
     assert on_slices["notes"] == []

@@ -115,8 +115,8 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
         "export": ("export", tiny_checkpoint, "-o", tmp_path / "out"),
         "untrained": ("untrained", "-o", tmp_path / "out"),
         "import-official": ("import-official", tiny_checkpoint, "-o", tmp_path / "out"),
-        "segment": ("segment", small_flair, "-o", tmp_path / "out", "--model", tiny_bundle),
-        "verify": ("verify", tiny_bundle),
+        "segment": ("segment", small_flair, "-o", tmp_path / "out", "--model", tiny_bundle, "--backend", "cpu"),
+        "verify": ("verify", tiny_bundle, "--backend", "cpu"),
         "evaluate": ("evaluate", small_dataset, "--model", tiny_checkpoint, "-o", tmp_path / "out"),
         "crossval": ("crossval", small_dataset, "-o", tmp_path / "out"),
         "verify --reference": ("verify", tiny_bundle, "--reference", tiny_checkpoint),
@@ -136,9 +136,10 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
 def test_library_that_is_there_but_does_not_load_is_a_clear_error(
     run: Run, tiny_bundle: Path, flake: Path, tmp_path: Path, backend: str
 ) -> None:
-    (tmp_path / "onnxruntime").mkdir()
     message = "libonnxruntime.so.1: cannot open shared object file"
-    (tmp_path / "onnxruntime/__init__.py").write_text(f"raise ImportError({message!r})\n")
+    for library in ("onnxruntime", "openvino"):
+        (tmp_path / library).mkdir()
+        (tmp_path / library / "__init__.py").write_text(f"raise ImportError({message!r})\n")
     out = tmp_path / "out"
     result = run(
         *("segment", flake, "-o", out, "--model", tiny_bundle, "--backend", backend), code=4, env=with_first(tmp_path)
@@ -204,7 +205,7 @@ def test_doctor_shows_what_can_run_here(run: Run) -> None:
     import onnxruntime
 
     found = json.loads(run("doctor", "--json").stdout)
-    assert [backend["name"] for backend in found["backends"]] == ["tensorrt", "rtx", "cuda", "cpu"]
+    assert [backend["name"] for backend in found["backends"]] == ["tensorrt", "rtx", "cuda", "openvino", "cpu"]
     assert all(backend["problem"] is None or backend["remedy"] for backend in found["backends"])
     shown = run("doctor").stdout
     assert re.search(rf"backend cpu \(onnxruntime\S* {onnxruntime.__version__}, CPU .*\): can run\n", shown)
@@ -225,7 +226,7 @@ def test_doctor_detects_both_onnx_runtimes_and_says_how_to_mend_it(run: Run, tmp
 
 
 def test_doctor_says_what_would_mend_a_missing_library(run: Run, without: Callable[..., Environment]) -> None:
-    environment = without("onnxruntime")
+    environment = without("onnxruntime", "openvino")
     shown = run("doctor", code=4, env=environment).stdout
     remedy = r"backend cpu .*: cannot run: ONNX Runtime is not installed\n +Run: pip install 'lesionrt\[cpu\]'"
     assert re.search(remedy, shown)
