@@ -4,21 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# What the default model is made of: when it changes, the model is made again.
-MODEL_SOURCES := $(wildcard train/*.py export/*.py) runtime/bundle.py runtime/prepare.py runtime/geometry.py runtime/phantom.py
 SOURCES := $(shell find runtime train export benchmarks -name '*.py' -o -name '*.toml') $(wildcard runtime/models/*/*) pyproject.toml
-# Until trained weights stand in the package, the default model is the paper's network with random ones.
-MODEL := $(if $(wildcard runtime/models/default/manifest.json),,$(VENV)/.model)
 # Two processes of tests on two cores: threads of PyTorch would wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: demo test weights clean
 
-demo: $(VENV)/.installed $(MODEL)
+demo: $(VENV)/.installed
 	$(BIN)/lesionrt phantom -o demo --force
 	$(BIN)/lesionrt segment demo/phantom000_flair.nii.gz -o demo --overlay --force
 
-test: $(VENV)/.test-tools $(MODEL)
+test: $(VENV)/.test-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict -p lesionrt.runtime
@@ -31,7 +27,7 @@ $(BIN)/python:
 # The package as a user gets it: built and installed, not linked to this folder.
 $(VENV)/.installed: $(BIN)/python $(SOURCES) constraints.txt
 	rm -rf build
-	$(PIP) install --quiet --no-compile --constraint constraints.txt '.[cpu,export]'
+	$(PIP) install --quiet --no-compile --constraint constraints.txt '.[cpu]'
 	rm -rf build
 	touch $@
 
@@ -41,12 +37,6 @@ $(VENV)/.test-tools: $(BIN)/python $(SOURCES) constraints.txt
 	$(PIP) install --quiet --no-compile --constraint constraints.txt '.[dev]'
 	rm -rf build
 	touch $(VENV)/.installed $@
-
-$(VENV)/.model: $(MODEL_SOURCES) | $(VENV)/.installed
-	$(BIN)/lesionrt untrained -o $(VENV)/untrained.pt --force
-	$(BIN)/lesionrt export $(VENV)/untrained.pt --force \
-		-o "$$($(BIN)/python -c 'from lesionrt.runtime.segmenter import DEFAULT_MODEL; print(DEFAULT_MODEL)')"
-	touch $@
 
 # Weights from the scans in weights/scans.csv: a run that never sees one patient, for an honest figure; then one that starts
 # from it and sees all, which becomes the default model. The steps are those of a CPU; a GPU does many more:
