@@ -1,5 +1,6 @@
 """A process that measures one case, as its parent sees it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -48,7 +49,8 @@ class Child:
         UnavailableError
             If it fails, hangs or ends.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         alarm = threading.Timer(LIMIT_S, self._process.kill)
         alarm.start()
         try:
@@ -75,7 +77,9 @@ class Child:
     ) -> None:
         if kind is not None:
             self._process.kill()
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in (*PACKAGES, *MORE_PACKAGES) if (found := _version(name)) is not None},
     }
+
+
+def device_memory_mb() -> float | None:
+    """Memory in use on the first NVIDIA GPU, by everyone; None where there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return float(answer.split()[0]) * 2**20 / 1e6
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None
 
 
 def _first_processor() -> dict[str, str]:

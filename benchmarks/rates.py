@@ -1,6 +1,8 @@
 """What the machine can do: its matrix rate in each precision and its memory bandwidth, measured.
 
     python -m lesionrt.benchmarks.rates THREADS
+
+The CPU and, where PyTorch sees one, the GPU.
 """
 
 import json
@@ -29,14 +31,19 @@ def best_seconds(run: Callable[[], Any], seconds: float = SECONDS) -> float:
 
 
 def measure(threads: int, seconds: float = SECONDS) -> dict[str, Any]:
-    """FLOP/s of a matrix product by precision, and bytes/s of ``a = b + 3 c`` (two read, one written)."""
+    """By device, ``cpu`` and ``cuda``: FLOP/s of a matrix product by precision, and bytes/s of ``a = b + 3 c``."""
     try:
         import torch
     except ImportError:
-        return _with_numpy(seconds)
+        return {"cpu": _with_numpy(seconds)}
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = GPU_SIZE if device == "cuda" else SIZE
+    return {
+        device: _with_torch(device, seconds) for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+    }
+
+
+def _with_torch(device: str, seconds: float) -> dict[str, Any]:
+    import torch
 
     def timed(run: Callable[[], Any]) -> float:
         def whole() -> None:
@@ -46,6 +53,7 @@ def measure(threads: int, seconds: float = SECONDS) -> dict[str, Any]:
 
         return best_seconds(whole, seconds)
 
+    size = GPU_SIZE if device == "cuda" else SIZE
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if device == "cuda":
         kinds |= {"tf32": torch.float32, "fp16": torch.float16}
@@ -58,8 +66,7 @@ def measure(threads: int, seconds: float = SECONDS) -> dict[str, Any]:
             rates[name] = 2 * size**3 / timed(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))
         one, other, result = (torch.ones(STREAM_BYTES // 4, device=device) for _ in range(3))
         bandwidth = 3 * STREAM_BYTES / timed(lambda: torch.add(one, other, alpha=3, out=result))
-    by = f"torch {torch.__version__}, {device}"
-    return {"by": by, "flops_per_s": rates, "bytes_per_s": bandwidth, "matrix_size": size}
+    return {"by": f"torch {torch.__version__}", "flops_per_s": rates, "bytes_per_s": bandwidth, "matrix_size": size}
 
 
 def _with_numpy(seconds: float) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def _with_numpy(seconds: float) -> dict[str, Any]:
     rate = 2 * SIZE**3 / best_seconds(lambda: np.matmul(a, b, out=out), seconds)
     one, other = (np.ones(STREAM_BYTES // 4, np.float32) for _ in range(2))
     bandwidth = 3 * STREAM_BYTES / best_seconds(lambda: np.add(one, other, out=other), seconds)
-    by = f"numpy {np.__version__}, cpu, bandwidth with one thread"
+    by = f"numpy {np.__version__}, bandwidth with one thread"
     return {"by": by, "flops_per_s": {"fp32": rate}, "bytes_per_s": bandwidth, "matrix_size": SIZE}
 
 

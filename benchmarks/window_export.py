@@ -1,6 +1,6 @@
 """Exports a checkpoint's window network the plain way, for one size of slices.
 
-    python -m lesionrt.benchmarks.window_export CHECKPOINT GRAPH HEIGHT WIDTH
+python -m lesionrt.benchmarks.window_export CHECKPOINT GRAPH HEIGHT WIDTH
 """
 
 import sys

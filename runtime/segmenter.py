@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime import backends
 from lesionrt.runtime.backends import Backend
-from lesionrt.runtime.bundle import UNTRAINED, Bundle, load_bundle
+from lesionrt.runtime.bundle import UNTRAINED, load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.errors import BundleError, UsageError
 from lesionrt.runtime.lesions import CONNECTIVITY, Lesion, find_lesions
@@ -108,7 +108,7 @@ class Segmenter:
         for name, value in (("chunk", chunk), ("threads", threads)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; expected at least 1")
-        self.bundle = _default_bundle() if model is None else load_bundle(Path(model))
+        self.bundle = load_bundle(default_model() if model is None else Path(model))
         self.threshold = self.bundle.threshold if threshold is None else threshold
         self.min_lesion_mm3 = min_lesion_mm3
         self.chunk = chunk
@@ -221,12 +221,19 @@ class Segmenter:
         }
 
 
-def _default_bundle() -> Bundle:
+def default_model() -> Path:
+    """The bundle that is used when none is named.
+
+    Raises
+    ------
+    BundleError
+        If none is installed.
+    """
     if not DEFAULT_MODEL.exists():
         raise BundleError(
             "no default model is installed; name a bundle with --model (`make demo` in a clone puts one into its .venv)"
         )
-    return load_bundle(DEFAULT_MODEL)
+    return DEFAULT_MODEL
 
 
 def _source(source: Source) -> Path | nib.Nifti1Image:
