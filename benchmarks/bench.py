@@ -2,13 +2,15 @@
 
 import contextlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,22 +101,10 @@ def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
 
 class _Bench:
     def __init__(
-        self,
-        request: Request,
-        bundle: Bundle,
-        cases: list[Case],
-        folder: Path,
-        stack: contextlib.ExitStack,
-        say: Say,
+        self, request: Request, bundle: Bundle, cases: list[Case], folder: Path, stack: contextlib.ExitStack, say: Say
     ) -> None:
-        self.request, self.bundle, self.cases, self.folder, self.stack, self.say = (
-            request,
-            bundle,
-            cases,
-            folder,
-            stack,
-            say,
-        )
+        self.request, self.bundle, self.cases = request, bundle, cases
+        self.folder, self.stack, self.say = folder, stack, say
         self.deadline = time.monotonic() + QUICK_S if request.quick else float("inf")
         self.threads = request.threads or cores()
         self.flair = request.flair or _write_phantom(folder)
@@ -146,10 +136,16 @@ class _Bench:
             self._start_again(running)
         baseline = self._ratios(rows)
         self._limits(running, rates, work)
-        return {**self._described(), "baseline": baseline, "reference": compared_with, "rates": rates, "work": work} | {
+        report = {
+            **self._described(),
+            "baseline": baseline,
+            "reference": compared_with,
+            "rates": rates,
+            "work": work,
             "cases": rows,
             "scaling": None if self.request.quick else self._scaling(running),
         }
+        return _finite(report)  # type: ignore[no-any-return]
 
     # What is measured.
 
@@ -180,7 +176,7 @@ class _Bench:
             row.update(library=opened.pop("library"), device=opened.pop("device"), start_s=opened)
             row["first_s"] = one.child.ask("first")["seconds"]
             row["cold_s"] = time.monotonic() - one.child.begun
-            if not case.window_by_window:  # to those every slice is the same as the first
+            if not case.warm_after_first:
                 one.child.ask("slab")
             row["device_mb"] = None if before is None else (device_memory_mb() or before) - before
         return one if row["skipped"] is None else None
@@ -195,7 +191,7 @@ class _Bench:
         return answer.returncode == 0
 
     @contextlib.contextmanager
-    def _told(self, one: _Running) -> Any:
+    def _told(self, one: _Running) -> Iterator[None]:
         """A case that fails is left out from here on, with its reason."""
         try:
             yield
@@ -216,7 +212,7 @@ class _Bench:
 
     def _time_slab(self, running: list[_Running]) -> None:
         self.say(f"{self.slab} slices, {self.request.repeats} rounds of {len(running)} cases")
-        rounds = {one.case.name: lambda one=one: self._asked(one, "slab") for one in running}
+        rounds = {one.case.name: partial(self._asked, one, "slab") for one in running}
         found = interleaved(rounds, self.request.repeats, self.deadline)
         for one in running:
             if one.case.name in found:
@@ -259,7 +255,7 @@ class _Bench:
                 left -= needed
         self.say(f"whole volumes of {slices} slices: {', '.join(one.case.name for one in chosen) or 'no case'}")
         answers: dict[str, list[dict[str, Any]]] = {one.case.name: [] for one in chosen}
-        rounds = {one.case.name: lambda one=one: self._asked(one, "volume", answers[one.case.name]) for one in chosen}
+        rounds = {one.case.name: partial(self._asked, one, "volume", answers[one.case.name]) for one in chosen}
         if not self.request.quick:
             interleaved(rounds, 1)
             for values in answers.values():
@@ -399,6 +395,15 @@ def _row(case: Case) -> dict[str, Any]:
         "findings": [],
         "wrong": False,
     }
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what is not a number, of which JSON has none."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_phantom(folder: Path) -> Path:

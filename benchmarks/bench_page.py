@@ -48,6 +48,7 @@ def _body(report: dict[str, Any]) -> Iterator[str]:
             yield _figure("Of what the machine can do, %", bars(shares))
         yield "</div>"
         yield from _stages(measured)
+        yield from _starts(measured)
     yield "<h2>The limit</h2>"
     yield from _limit(report, measured)
     if report["scaling"] is not None:
@@ -87,6 +88,21 @@ def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:
     lines = zip(cells, sums, spreads, strict=True)
     yield table(["Case", *STAGES, "whole", "spread"], [("", [*one, total, ends]) for one, total, ends in lines])
     yield '<p class="dim">Copies to and from a GPU are part of compute.</p>'
+
+
+def _starts(measured: list[dict[str, Any]]) -> Iterator[str]:
+    yield "<h2>From the process's start to the first slice, s</h2>"
+    head = ["Case", "read", "prepare", "load", "first slice", "whole", "second start", "GPU memory, MB"]
+    lines = []
+    for row in measured:
+        start = [row["start_s"][part] for part in ("read", "prepare", "load")]
+        values = [*start, row["first_s"], row["cold_s"], row["cold_again_s"], row["device_mb"]]
+        lines.append(("", [_name(row), *map(short, values)]))
+    yield table(head, lines)
+    yield (
+        '<p class="dim">The first start finds no caches of compiled kernels, the second those that the first one left. '
+        "What is missing in the sum are Python and its imports.</p>"
+    )
 
 
 def _limit(report: dict[str, Any], measured: list[dict[str, Any]]) -> Iterator[str]:

@@ -50,7 +50,7 @@ def _cells(row: dict[str, Any], baseline: str | None) -> list[str]:
         short(row["volumes_per_minute"]),
         short(row["cold_s"]),
         f"{row['peak_mb']:.0f}",
-        DASH if parity is None else f"{parity['percentile_difference']:.1e}",
+        DASH if parity is None or parity["percentile_difference"] is None else f"{parity['percentile_difference']:.1e}",
         DASH if parity is None else f"{parity['dice']:.4f}",
         DASH if roof is None else f"{roof['share']:.0%}",
         "WRONG" if row["wrong"] else "ok",

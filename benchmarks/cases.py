@@ -50,6 +50,11 @@ class Case:
         """Computes every slice several times; too slow for whole volumes."""
         return self.kind in ("authors", "window")
 
+    @property
+    def warm_after_first(self) -> bool:
+        """Nothing is still made when more slices come after the first: no kernels, no buffers that grow."""
+        return self.window_by_window or (self.kind == "torch" and not self.compiled)
+
 
 def find_cases(bundle: Bundle, checkpoint: Path | None, quick: bool) -> list[Case]:
     """All cases for a bundle and, where there is one, its checkpoint."""

@@ -29,7 +29,7 @@ from lesionrt.runtime.volume import nonzero_brain, read_flair
 
 PACKAGES = {"nnunet": "nnunetv2", "monai": "monai"}
 ENVIRONMENT = Path.home() / ".cache" / "lesionrt" / "peers"
-MEASURE = Path(__file__).with_name("peers_measure.py")
+MEASURE = "lesionrt.benchmarks.peers_measure"
 INSTALL_S, MEASURE_S = 1800, 7200
 
 
@@ -93,7 +93,7 @@ def command(
             "threads": used,
         }
         answer = subprocess.run(
-            [str(python), str(MEASURE), json.dumps(order)],
+            [str(python), "-m", MEASURE, json.dumps(order)],
             capture_output=True,
             text=True,
             timeout=MEASURE_S,

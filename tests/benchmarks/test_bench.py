@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_cases_that_cannot_run_say_why(quick: Result) -> None:
         assert rows
         for row in rows:
             if row["skipped"] is not None:
-                assert row["skipped"] in quick.page or "&" in quick.page
+                assert escape(row["skipped"]) in quick.page
                 assert f"not measured: {row['name']}: " in quick.screen
 
 
