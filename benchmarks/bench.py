@@ -131,7 +131,7 @@ class _Bench:
         for one in running:
             with self._told(one):
                 one.row.update(one.child.ask("memory"))
-            one.child.__exit__(None, None, None)
+            one.child.close()
         if not self.request.quick:
             self._start_again(running)
         baseline = self._ratios(rows)
@@ -179,7 +179,10 @@ class _Bench:
             if not case.warm_after_first:
                 one.child.ask("slab")
             row["device_mb"] = None if before is None else (device_memory_mb() or before) - before
-        return one if row["skipped"] is None else None
+        if row["skipped"] is not None:
+            one.child.close()
+            return None
+        return one
 
     def _export_window_graph(self, row: dict[str, Any]) -> bool:
         height, width = self.prepared.slices.shape[2:]

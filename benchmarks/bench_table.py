@@ -75,7 +75,7 @@ def readme_table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['volume']['name']}, {report['volume']['slices']} slices of "
         f"{'x'.join(map(str, report['volume']['height_width']))}; {where}; {report['threads']} threads; "
-        f"{report['date'][:10]}:",
+        f"{report['date'][:10]}; per slice on {report['slab_slices']} slices, `~` scaled from them:",
         "",
         "| case | s / slice | times faster | s / volume | peak, MB | Dice | |",
         "|---|---|---|---|---|---|---|",

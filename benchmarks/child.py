@@ -77,6 +77,10 @@ class Child:
     ) -> None:
         if kind is not None:
             self._process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End the process, which frees its memory; may be called again."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
