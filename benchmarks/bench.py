@@ -363,7 +363,7 @@ class _Bench:
             "machine": describe(),
             "model": {**self.bundle.model.as_dict(), "sha256": self.bundle.sha256},
             "volume": {
-                "name": "phantom" if self.request.flair is None else self.volume.name,
+                "name": "phantom" if self.request.flair is None else self.request.flair.name,
                 "sha256": self.volume.sha256,
                 "shape": list(self.volume.shape),
                 "slices": len(self.prepared.brain),

@@ -4,7 +4,17 @@ from typing import Any
 
 DASH = "–"
 HEAD = (
-    *("Case", "s / slice", "spread", "times faster", "s / volume", "volumes / min", "cold start, s", "peak, MB"),
+    *(
+        "Case",
+        "s / slice",
+        "spread",
+        "times faster",
+        "s / volume",
+        "faster, volume",
+        "volumes / min",
+        "cold start, s",
+        "peak, MB",
+    ),
     *("99.9th pct.", "Dice", "of limit", "verdict"),
 )
 
@@ -47,6 +57,7 @@ def _cells(row: dict[str, Any], baseline: str | None) -> list[str]:
         f"{short(slab['least'] / count)} … {short(slab['most'] / count)}",
         f"{row['times_faster']:.2f}",
         ("~" if row["volume_scaled"] else "") + short(row["volume_s"]),
+        f"{row['times_faster_volume']:.2f}",
         short(row["volumes_per_minute"]),
         short(row["cold_s"]),
         f"{row['peak_mb']:.0f}",
@@ -77,10 +88,10 @@ def readme_table(report: dict[str, Any]) -> str:
         f"{'x'.join(map(str, report['volume']['height_width']))}; {where}; {report['threads']} threads; "
         f"{report['date'][:10]}; per slice on {report['slab_slices']} slices, `~` scaled from them:",
         "",
-        "| case | s / slice | times faster | s / volume | peak, MB | Dice | |",
-        "|---|---|---|---|---|---|---|",
+        "| case | s / slice | times faster | s / volume | times faster | peak, MB | Dice | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for cells in rows(report):
-        case, per_slice, _, faster, volume, _, _, peak, _, dice, _, verdict = cells
-        lines.append(f"| {case} | {per_slice} | {faster} | {volume} | {peak} | {dice} | {verdict} |")
+        case, per_slice, _, faster, volume, whole, _, _, peak, _, dice, _, verdict = cells
+        lines.append(f"| {case} | {per_slice} | {faster} | {volume} | {whole} | {peak} | {dice} | {verdict} |")
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ import site
 import subprocess
 import tempfile
 import venv
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,10 +47,9 @@ def environment(folder: Path) -> Path:
 def install(python: Path, package: str) -> str | None:
     """Why a package cannot be installed; None if it is there."""
     # This Python's PyTorch is kept: another build would be another measurement, and gigabytes.
-    import torch
-
+    torch = version("torch").partition("+")[0]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
-        constraints.write(f"torch=={torch.__version__.partition('+')[0]}\n")
+        constraints.write(f"torch=={torch}\n")
         constraints.flush()
         command = [str(python), "-m", "pip", "install", "--quiet", "--constraint", constraints.name, package]
         try:
@@ -107,7 +107,7 @@ def command(
         if problem is not None:
             measured[peer] = {"skipped": problem}
     report = {
-        "volume": {"name": volume.name, "sha256": volume.sha256, "slices": total},
+        "volume": {"name": flair.name, "sha256": volume.sha256, "slices": total},
         "slab_slices": count,
         "height_width": list(prepared.slices.shape[2:]),
         "threads": used,
