@@ -1,98 +1,58 @@
-"""One pass in ONNX Runtime against the authors' schedule in PyTorch, both timed in one run.
+"""The authors' schedule and the one pass, both in PyTorch, behind the runtime's contract for backends."""
 
-    python -m lesionrt.benchmarks.schedules CHECKPOINT BUNDLE [--flair FLAIR]
-
-The authors' schedule encodes and decodes all three slices of every window and keeps one. Repetitions are
-interleaved (A B A B ...) after a warm-up of both; the medians are compared.
-"""
-
-import json
-import platform
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable
 
 import numpy as np
 import torch
-import typer
+from torch import Tensor
 
-from lesionrt.benchmarks.interleaved import Array, median_seconds
-from lesionrt.runtime.backends import open_backend
-from lesionrt.runtime.bundle import load_bundle
-from lesionrt.runtime.chunks import infer_in_chunks
-from lesionrt.runtime.errors import LesionrtError
-from lesionrt.runtime.parity import compare
-from lesionrt.runtime.prepare import prepare_volume
-from lesionrt.runtime.volume import nonzero_brain, read_flair
-from lesionrt.train.checkpoint import load_checkpoint
+from lesionrt.runtime.backends import Arrays
+from lesionrt.train.inference import NetworkBackend
 from lesionrt.train.model import WINDOW, Network, lesion_probability, windows_of
-from lesionrt.train.untrained import phantom_slices
+
+Array = np.ndarray
 
 
 def authors_schedule(network: Network, slices: Array) -> Array:
-    """Probabilities (n, H, W) of a stack (n + 2, 1, H, W): three encodes and three decodes a window."""
+    """Probabilities (n, H, W) of a stack (n + 2, 1, H, W): three encodes and three decodes a window, one of them kept."""
     result = []
-    with torch.inference_mode():
-        for window in windows_of(torch.from_numpy(slices)):
+    device = next(network.parameters()).device
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for window in windows_of(torch.from_numpy(np.ascontiguousarray(slices)).to(device)):
             features, skips = network.encode(window[:, None])
             states = features
             if network.convlstm is not None:
                 hidden = network.convlstm(features[None])  # after each slice
                 last = network.config.readout == "last"  # then every slice is decoded from the state after all three
                 states = torch.cat([hidden[-1]] * WINDOW if last else hidden)
-            result.append(lesion_probability(network.decode(states, skips))[WINDOW // 2].numpy())
+            result.append(lesion_probability(network.decode(states, skips))[WINDOW // 2].cpu().numpy())
     return np.stack(result)
 
 
-def command(
-    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint of the bundle.")],
-    bundle: Annotated[Path, typer.Argument(help="The bundle, with an fp32 graph.")],
-    flair: Annotated[Path | None, typer.Option(help="A real volume; a phantom by default.")] = None,
-    slices: Annotated[int, typer.Option(help="Output slices from the middle of the brain.", min=1)] = 10,
-    repeats: Annotated[int, typer.Option(help="Timed repetitions of each case.", min=1)] = 3,
-) -> None:
-    """Time both schedules on the same slices and compare their probabilities."""
-    network = load_checkpoint(checkpoint).network
-    model = load_bundle(bundle)
-    if flair is None:
-        stack = phantom_slices(model.preparation, model.size_multiple, slices + 2)
-    else:
-        volume = read_flair(flair)
-        stack = prepare_volume(volume, nonzero_brain(volume), model.preparation, model.size_multiple).slices
-        first = max(0, (len(stack) - slices - 2) // 2)
-        stack = np.ascontiguousarray(stack[first : first + slices + 2])
-    with open_backend("cpu", model, "fp32") as backend:
-        seconds, results = median_seconds(
-            {
-                "authors": lambda: authors_schedule(network, stack),
-                "one_pass": lambda: infer_in_chunks(backend, stack),
-            },
-            repeats,
-        )
-        library = backend.library
-    count = len(stack) - 2
-    difference = compare(results["authors"], results["one_pass"], model.threshold)
-    report = {
-        "slices": flair.name if flair else "phantom",
-        "output_slices": count,
-        "height_width": list(stack.shape[2:]),
-        "authors_schedule_s_per_slice": round(seconds["authors"] / count, 4),
-        "authors_schedule_by": f"PyTorch {torch.__version__} float32",
-        "one_pass_s_per_slice": round(seconds["one_pass"] / count, 4),
-        "one_pass_by": f"{library} float32",
-        "times_faster": round(seconds["authors"] / seconds["one_pass"], 2),
-        "max_difference": difference.max_difference,
-        "repeats": repeats,
-        "machine": {
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-        },
-    }
-    print(json.dumps(report, indent=2))
+class AuthorsSchedule(NetworkBackend):
+    """What the authors' code computes for a volume, in float32."""
+
+    def infer(self, feed: Arrays) -> dict[str, Array]:
+        """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W), window after window."""
+        return {"lesion": authors_schedule(self.network, feed["slices"])}
 
 
-if __name__ == "__main__":
-    try:
-        typer.run(command)
-    except LesionrtError as error:
-        raise SystemExit(f"error: {error}") from error
+class OnePass(NetworkBackend):
+    """The one pass in float32 or under bfloat16 autocast, as it is or compiled."""
+
+    def __init__(self, network: Network, precision: str, compiled: bool) -> None:
+        super().__init__(network)
+        self.precision = precision
+        forward: Callable[[Tensor], Tensor] = network.forward_stack
+        self._forward = torch.compile(forward) if compiled else forward
+
+    def infer(self, feed: Arrays) -> dict[str, Array]:
+        """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W)."""
+        slices = torch.from_numpy(np.ascontiguousarray(feed["slices"])).to(self.device)
+        kind = slices.device.type
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+            torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"),
+        ):
+            return {"lesion": self._forward(slices).float().cpu().numpy()}

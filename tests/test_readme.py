@@ -81,8 +81,6 @@ def test_every_command_and_example_runs_in_its_order(folder: Path, run: Callable
                 quick = QUICK if command[1] == "train" else []
                 run(*command[1:], *quick, cwd=folder)
                 ran += 1
-            elif command[:1] == ["python"]:
-                subprocess.run([sys.executable, *command[1:], "--slices", "2"], cwd=folder, check=True)
     assert ran >= 13
     assert (folder / "mask.nii.gz").is_file()
     assert {path.name for path in (folder / "results").iterdir()} >= {

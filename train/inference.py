@@ -36,8 +36,9 @@ class NetworkBackend:
     def infer(self, feed: Arrays) -> dict[str, NDArray[np.float32]]:
         """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W), probabilities."""
         slices = torch.from_numpy(np.ascontiguousarray(feed["slices"])).to(self.device)
-        # cuDNN would take TF32 for float32 convolutions; these are the numbers that others are compared with.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        # cuDNN would take TF32 for float32 convolutions; these are the numbers that others are compared with. Unless it is
+        # named, `flags` switches cuDNN off altogether.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return {"lesion": self.network.forward_stack(slices).cpu().numpy()}
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ Point = tuple[str, float, float]  # name, x, y
 def scatter(names: Sequence[str], reference: Sequence[float], predicted: Sequence[float]) -> str:
     """Predicted over reference volume, with the line of equality."""
     most = max(*reference, *predicted, 1e-3)
-    frame = _Frame((0.0, most), (0.0, most))
+    frame = Frame((0.0, most), (0.0, most))
     line = frame.line((0.0, 0.0), (frame.x[1], frame.x[1]), "equal", "equality")
     points = list(zip(names, reference, predicted, strict=True))
     return frame.svg("reference, ml", "prediction, ml", [line], points)
@@ -29,7 +29,7 @@ def bland_altman(names: Sequence[str], reference: Sequence[float], predicted: Se
     shown = {"mean": limits.bias, "+1.96 SD": limits.upper, "−1.96 SD": limits.lower}
     levels = {name: level for name, level in shown.items() if math.isfinite(level)}
     ys = [0.0, *(y for *_, y in points), *levels.values()]
-    frame = _Frame((0.0, max(*(x for _, x, _ in points), 1e-3)), (min(ys), max(ys)))
+    frame = Frame((0.0, max(*(x for _, x, _ in points), 1e-3)), (min(ys), max(ys)))
     lines = [frame.line((0.0, 0.0), (frame.x[1], 0.0), "zero", "")]
     lines += [
         frame.line((0.0, level), (frame.x[1], level), "mean" if name == "mean" else "limit", f"{name}: {level:.2f}")
@@ -38,7 +38,7 @@ def bland_altman(names: Sequence[str], reference: Sequence[float], predicted: Se
     return frame.svg("mean of reference and prediction, ml", "prediction − reference, ml", lines, points)
 
 
-class _Frame:
+class Frame:
     """Axes whose ends are round numbers."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
@@ -52,11 +52,13 @@ class _Frame:
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     def line(self, start: tuple[float, float], stop: tuple[float, float], kind: str, name: str) -> str:
+        """A straight line, `kind` its class in the page's style, `name` written at its end."""
         (x1, y1), (x2, y2) = self.at(*start), self.at(*stop)
         drawn = f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
         return drawn + (f'<text class="name" x="{x2 + 5:.1f}" y="{y2 + 4:.1f}">{escape(name)}</text>' if name else "")
 
     def svg(self, x_name: str, y_name: str, lines: Sequence[str], points: Sequence[Point]) -> str:
+        """The picture: axes, lines and points."""
         left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
         parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_name)}">']
         for tick in self.x_ticks:

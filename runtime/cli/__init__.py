@@ -12,7 +12,7 @@ import typer
 from lesionrt.runtime.errors import LesionrtError
 
 VERBS = (
-    *("segment", "verify", "inspect", "doctor"),
+    *("segment", "verify", "inspect", "doctor", "bench"),
     *("export", "engine", "import_official", "untrained", "phantom"),
     *("data", "train", "evaluate", "crossval"),
 )

@@ -1,0 +1,427 @@
+"""The whole benchmark: every case on the same volume in one run."""
+
+import contextlib
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from lesionrt.benchmarks.cases import BASELINE, Case, find_cases, select
+from lesionrt.benchmarks.child import Child, environment
+from lesionrt.benchmarks.interleaved import interleaved, spread
+from lesionrt.benchmarks.machine import cores, describe, device_memory_mb
+from lesionrt.benchmarks.roofline import roofline, stack_work
+from lesionrt.benchmarks.scaling import Points, scaling
+from lesionrt.benchmarks.worker import Order
+from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
+from lesionrt.runtime.errors import CheckpointError, UnavailableError
+from lesionrt.runtime.files import sha256
+from lesionrt.runtime.parity import TOLERANCES, compare, load_reference
+from lesionrt.runtime.phantom import phantom
+from lesionrt.runtime.prepare import HALO, Prepared, prepare_volume
+from lesionrt.runtime.volume import nonzero_brain, read_flair
+
+SCHEMA = 1
+# The first of these that was measured is what the others are compared with.
+BASELINES = (BASELINE, "window-onnx", "cpu-fp32")
+SLAB, QUICK_SLAB = 26, 12  # output slices on which every case is measured
+QUICK_S = 270.0  # after which --quick begins nothing more
+WHOLE_VOLUME_S = 100.0  # a case that would take longer for one volume is measured on the slab alone
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured.
+
+    Attributes
+    ----------
+    model
+        A bundle's folder.
+    flair
+        A volume; None for a phantom.
+    checkpoint
+        The bundle's, for the cases in PyTorch and as the reference.
+    repeats
+        Timed rounds.
+    threads
+        On the CPU; None for one a core.
+    names
+        Of the cases; none for all.
+    points
+        Of the scaling, which --quick leaves out.
+    """
+
+    model: Path
+    flair: Path | None = None
+    checkpoint: Path | None = None
+    quick: bool = False
+    repeats: int = 3
+    threads: int | None = None
+    names: tuple[str, ...] = ()
+    points: Points = field(default_factory=Points)
+
+
+@dataclass
+class _Running:
+    """A case while it is measured, and what was found."""
+
+    case: Case
+    child: Child
+    row: dict[str, Any]
+
+
+def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
+    """Measure; plain values, ready for JSON.
+
+    Raises
+    ------
+    LesionrtError
+        If model, checkpoint or volume cannot be used, or a case is not known.  A case that fails does not raise: its
+        row says why.
+    """
+    bundle = load_bundle(request.model)
+    cases = select(find_cases(bundle, request.checkpoint, request.quick), list(request.names))
+    with tempfile.TemporaryDirectory(prefix="lesionrt-bench-") as name, contextlib.ExitStack() as stack:
+        return _Bench(request, bundle, cases, Path(name), stack, say).run()
+
+
+class _Bench:
+    def __init__(
+        self, request: Request, bundle: Bundle, cases: list[Case], folder: Path, stack: contextlib.ExitStack, say: Say
+    ) -> None:
+        self.request, self.bundle, self.cases = request, bundle, cases
+        self.folder, self.stack, self.say = folder, stack, say
+        self.deadline = time.monotonic() + QUICK_S if request.quick else float("inf")
+        self.threads = request.threads or cores()
+        self.flair = request.flair or _write_phantom(folder)
+        self.volume = read_flair(self.flair)
+        self.prepared = self._prepare()
+        total = len(self.prepared.brain)
+        self.slab = min(QUICK_SLAB if request.quick else SLAB, total)
+        self.first = (total - self.slab) // 2
+
+    def _prepare(self) -> Prepared:
+        if self.request.checkpoint is not None and find_spec("torch") is not None:
+            _check_preparation(self.bundle, self.request.checkpoint)
+        brain = nonzero_brain(self.volume)
+        return prepare_volume(self.volume, brain, self.bundle.preparation, self.bundle.size_multiple)
+
+    def run(self) -> dict[str, Any]:
+        self.say("what the machine can do")
+        rates, work = self._rates(), self._work()
+        rows = [_row(case) for case in self.cases]
+        running = [one for row, case in zip(rows, self.cases, strict=True) if (one := self._start(case, row))]
+        self._time_slab(running)
+        compared_with = self._compare(running)
+        self._time_volumes([one for one in running if one.row["skipped"] is None])
+        for one in running:
+            with self._told(one):
+                one.row.update(one.child.ask("memory"))
+            one.child.close()
+        if not self.request.quick:
+            self._start_again(running)
+        baseline = self._ratios(rows)
+        self._limits(running, rates, work)
+        report = {
+            **self._described(),
+            "baseline": baseline,
+            "reference": compared_with,
+            "rates": rates,
+            "work": work,
+            "cases": rows,
+            "scaling": None if self.request.quick else self._scaling(running),
+        }
+        return _finite(report)  # type: ignore[no-any-return]
+
+    # What is measured.
+
+    def _order(self, case: Case) -> Order:
+        checkpoint = self.request.checkpoint
+        return Order(
+            case=asdict(case),
+            bundle=str(self.bundle.path),
+            flair=str(self.flair),
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            window_graph=str(self.folder / "window.onnx"),
+            threads=self.threads,
+            slab=(self.first, self.slab + 2 * HALO),
+        )
+
+    def _start(self, case: Case, row: dict[str, Any]) -> _Running | None:
+        """Start a case's process, from nothing to warm; None if it cannot run."""
+        if case.skip is not None:
+            return None
+        self.say(f"{case.name}: start and warm-up")
+        if case.kind == "window" and not self._export_window_graph(row):
+            return None
+        before = device_memory_mb()
+        one = _Running(case, Child(self._order(case), self.folder, case.name), row)
+        self.stack.push(one.child)
+        with self._told(one):
+            opened = one.child.ask("open")
+            row.update(library=opened.pop("library"), device=opened.pop("device"), start_s=opened)
+            row["first_s"] = one.child.ask("first")["seconds"]
+            row["cold_s"] = time.monotonic() - one.child.begun
+            if not case.warm_after_first:
+                one.child.ask("slab")
+            row["device_mb"] = None if before is None else (device_memory_mb() or before) - before
+        if row["skipped"] is not None:
+            one.child.close()
+            return None
+        return one
+
+    def _export_window_graph(self, row: dict[str, Any]) -> bool:
+        height, width = self.prepared.slices.shape[2:]
+        module = [sys.executable, "-m", "lesionrt.benchmarks.window_export"]
+        paths = [str(self.request.checkpoint), str(self.folder / "window.onnx")]
+        answer = subprocess.run([*module, *paths, str(height), str(width)], capture_output=True, text=True)
+        if answer.returncode:
+            row["skipped"] = f"its export failed: {(answer.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+        return answer.returncode == 0
+
+    @contextlib.contextmanager
+    def _told(self, one: _Running) -> Iterator[None]:
+        """A case that fails is left out from here on, with its reason."""
+        try:
+            yield
+        except UnavailableError as error:
+            one.row["skipped"] = f"failed: {error}"
+            self.say(f"{one.case.name}: {one.row['skipped']}")
+
+    def _asked(self, one: _Running, do: str, keep: list[dict[str, Any]] | None = None) -> float | None:
+        """Seconds that a case says; None if it fails."""
+        if one.row["skipped"] is not None:
+            return None
+        with self._told(one):
+            answer = one.child.ask(do)
+            if keep is not None:
+                keep.append(answer)
+            return float(answer["seconds"])
+        return None
+
+    def _time_slab(self, running: list[_Running]) -> None:
+        self.say(f"{self.slab} slices, {self.request.repeats} rounds of {len(running)} cases")
+        rounds = {one.case.name: partial(self._asked, one, "slab") for one in running}
+        found = interleaved(rounds, self.request.repeats, self.deadline)
+        for one in running:
+            if one.case.name in found:
+                seconds = found[one.case.name]
+                one.row["slab"] = asdict(spread(seconds))
+                one.row["s_per_slice"] = one.row["slab"]["median"] / self.slab
+
+    def _compare(self, running: list[_Running]) -> str:
+        """Every case's probabilities with PyTorch's in float32; what they were compared on."""
+        alive = [one for one in running if one.row["skipped"] is None]
+        authors = next((one for one in alive if one.case.name == BASELINE), None)
+        verb = "reference" if authors is None else "save"
+        files = {one.case.name: self.folder / f"{one.case.name}.npy" for one in alive}
+        for one in alive:
+            with self._told(one):
+                one.child.ask(verb, path=str(files[one.case.name]))
+        if authors is None:
+            known, what = load_reference(self.bundle.checked(REFERENCE)), "PyTorch float32 at export, "
+            reference, what = known.lesion, what + f"{known.source} in the bundle"
+        else:
+            reference, what = np.load(files[BASELINE]), "authors' schedule in PyTorch float32, the same slices"
+        for one in alive:
+            if one.row["skipped"] is None:
+                found = compare(reference, np.load(files[one.case.name]), self.bundle.threshold)
+                # A precision without bounds of its own is held to the loosest.
+                tolerance = TOLERANCES.get(one.case.precision, TOLERANCES["bf16"])
+                one.row["parity"] = found.as_dict()
+                one.row["findings"] = found.findings(tolerance, self.bundle.model.trained)
+                one.row["wrong"] = bool(one.row["findings"])
+        return what
+
+    def _time_volumes(self, running: list[_Running]) -> None:
+        """From file to files, for the cases that are fast enough; with --quick as far as the time goes."""
+        slices = len(self.prepared.brain)
+        chosen, left = [], self.deadline - time.monotonic()
+        for one in sorted(running, key=lambda one: one.row["s_per_slice"]):
+            needed = one.row["s_per_slice"] * slices * 1.2 + 2  # reading and writing
+            if not one.case.window_by_window and needed < min(WHOLE_VOLUME_S, left):
+                chosen.append(one)
+                left -= needed
+        self.say(f"whole volumes of {slices} slices: {', '.join(one.case.name for one in chosen) or 'no case'}")
+        answers: dict[str, list[dict[str, Any]]] = {one.case.name: [] for one in chosen}
+        rounds = {one.case.name: partial(self._asked, one, "volume", answers[one.case.name]) for one in chosen}
+        if not self.request.quick:
+            interleaved(rounds, 1)
+            for values in answers.values():
+                values.clear()
+        found = interleaved(rounds, self.request.repeats, self.deadline)
+        for one in chosen:
+            if one.case.name in found:
+                kept = answers[one.case.name]
+                one.row["volume"] = asdict(spread(found[one.case.name]))
+                one.row["stages"] = {
+                    stage: spread([answer["stages"][stage] for answer in kept]).median for stage in kept[0]["stages"]
+                }
+
+    def _start_again(self, running: list[_Running]) -> None:
+        """The second start finds the caches that the first one filled."""
+        for one in running:
+            if one.row["skipped"] is None:
+                self.say(f"{one.case.name}: second start")
+                with self._told(one), Child(self._order(one.case), self.folder, f"{one.case.name}-again") as child:
+                    child.ask("open")
+                    child.ask("first")
+                    one.row["cold_again_s"] = time.monotonic() - child.begun
+
+    def _scaling(self, running: list[_Running]) -> dict[str, Any] | None:
+        """Of the fastest of this toolkit's backends that is right."""
+        able = [
+            one for one in running if one.case.kind == "backend" and one.row["skipped"] is None and not one.row["wrong"]
+        ]
+        if not able:
+            return None
+        fastest = min(able, key=lambda one: one.row["s_per_slice"])
+        return scaling(self._order(fastest.case), self.folder, self.request.points, self.threads, self.say)
+
+    def _rates(self) -> dict[str, Any]:
+        answer = subprocess.run(
+            [sys.executable, "-m", "lesionrt.benchmarks.rates", str(self.threads)],
+            capture_output=True,
+            text=True,
+            env=environment(self.threads, self.folder / "cache-rates"),
+        )
+        if answer.returncode:
+            last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UnavailableError(f"the machine's rates could not be measured: {last}")
+        found: dict[str, Any] = json.loads(answer.stdout)
+        return found
+
+    def _work(self) -> dict[str, Any] | None:
+        """FLOPs and values of one slice; None without onnx or a float32 graph."""
+        if find_spec("onnx") is None or "fp32" not in self.bundle.precisions:
+            return None
+        from lesionrt.benchmarks.flops import slice_work
+
+        height, width = self.prepared.slices.shape[2:]
+        encode, decode = slice_work(self.bundle.graph("fp32"), height, width)
+        return {"encode": asdict(encode), "decode": asdict(decode)}
+
+    # What follows from it.
+
+    def _ratios(self, rows: list[dict[str, Any]]) -> str | None:
+        """Fill in what is relative to the baseline and to the number of slices; the baseline's name."""
+        slices = len(self.prepared.brain)
+        measured = [row for row in rows if row["skipped"] is None and row["s_per_slice"] is not None]
+        if not measured:
+            return None
+        base = next((row for name in BASELINES for row in measured if row["name"] == name), measured[0])
+        for row in measured:
+            whole = row["volume"]
+            # Without reading and writing, where the volume is scaled: a baseline is not made slower than it is.
+            row["volume_s"] = whole["median"] if whole else row["s_per_slice"] * slices
+            row["volume_scaled"] = whole is None
+            row["volumes_per_minute"] = 60 / row["volume_s"]
+        for row in measured:
+            row["times_faster"] = base["s_per_slice"] / row["s_per_slice"]
+            row["times_faster_volume"] = base["volume_s"] / row["volume_s"]
+        return str(base["name"])
+
+    def _limits(self, running: list[_Running], rates: dict[str, Any], work: dict[str, Any] | None) -> None:
+        if work is None:
+            return
+        from lesionrt.benchmarks.flops import Work
+
+        encode, decode = Work(**work["encode"]), Work(**work["decode"])
+        for one in running:
+            row = one.row
+            device = "cpu" if "cpu" in (row["device"] or "cpu").lower() else "cuda"
+            if row["skipped"] is None and device in rates:
+                done = stack_work(one.case.kind, encode, decode, self.slab)
+                row["roofline"] = roofline(done, one.case.precision, row["slab"]["median"], rates[device])
+
+    def _described(self) -> dict[str, Any]:
+        checkpoint, height_width = self.request.checkpoint, list(self.prepared.slices.shape[2:])
+        exported = self.bundle.manifest["checkpoint"]["sha256"]
+        notes = []
+        if not self.bundle.model.trained:
+            notes.append("the model has random weights: its masks mean nothing and are not judged")
+        if checkpoint is not None and sha256(checkpoint) != exported:
+            notes.append(f"{checkpoint} is not the checkpoint that the bundle was exported from")
+        return {
+            "schema": SCHEMA,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "lesionrt": version("lesionrt"),
+            "machine": describe(),
+            "model": {**self.bundle.model.as_dict(), "sha256": self.bundle.sha256},
+            "volume": {
+                "name": "phantom" if self.request.flair is None else self.request.flair.name,
+                "sha256": self.volume.sha256,
+                "shape": list(self.volume.shape),
+                "slices": len(self.prepared.brain),
+                "height_width": height_width,
+            },
+            "quick": self.request.quick,
+            "slab_slices": self.slab,
+            "repeats": self.request.repeats,
+            "threads": self.threads,
+            "notes": notes,
+        }
+
+
+def _row(case: Case) -> dict[str, Any]:
+    """A case before it is measured."""
+    known = {"name": case.name, "title": case.title, "precision": case.precision, "skipped": case.skip}
+    later = (
+        "library",
+        "device",
+        "slab",
+        "s_per_slice",
+        "times_faster",
+        "volume",
+        "volume_s",
+        "volume_scaled",
+        "stages",
+    )
+    more = ("times_faster_volume", "volumes_per_minute", "start_s", "first_s", "cold_s", "cold_again_s", "peak_mb")
+    return {
+        **known,
+        **dict.fromkeys((*later, *more, "device_mb", "parity", "roofline")),
+        "findings": [],
+        "wrong": False,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what is not a number, of which JSON has none."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_phantom(folder: Path) -> Path:
+    flair, _ = phantom()
+    path = folder / "phantom_flair.nii.gz"
+    nib.save(nib.Nifti1Image(flair, np.eye(4)), path)
+    return path
+
+
+def _check_preparation(bundle: Bundle, checkpoint: Path) -> None:
+    """Both must prepare their input alike, or their results differ for that alone."""
+    from lesionrt.train.checkpoint import load_checkpoint
+
+    found = load_checkpoint(checkpoint).preparation
+    if found != bundle.preparation:
+        raise CheckpointError(
+            f"{checkpoint}: prepares its input as {found}, the bundle {bundle.path} as {bundle.preparation}; export it again"
+        )

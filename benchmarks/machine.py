@@ -1,0 +1,63 @@
+"""On what was measured."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lesionrt.runtime.backends.gpu import gpus
+from lesionrt.runtime.doctor import PACKAGES
+
+# What decides how fast a CPU multiplies in each precision.
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "avx_vnni")
+MORE_PACKAGES = ("openvino", "nncf")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def describe() -> dict[str, Any]:
+    """Processor, memory, GPUs, system and library versions."""
+    info = _first_processor()
+    flags = info.get("flags", "").split()
+    return {
+        "cpu": info.get("model name", platform.machine()),
+        "architecture": platform.machine(),
+        "cores": cores(),
+        "flags": [name for name in FLAGS if name in flags],
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpus": list(gpus()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in (*PACKAGES, *MORE_PACKAGES) if (found := _version(name)) is not None},
+    }
+
+
+def device_memory_mb() -> float | None:
+    """Memory in use on the first NVIDIA GPU, by everyone; None where there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return float(answer.split()[0]) * 2**20 / 1e6
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None
+
+
+def _first_processor() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,125 @@
+"""What :mod:`lesionrt.benchmarks.peers` runs in the peers' environment: an order in, one line of JSON out."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lesionrt.benchmarks.interleaved import interleaved, spread
+from lesionrt.benchmarks.schedules import authors_schedule
+from lesionrt.train.checkpoint import load_checkpoint
+from lesionrt.train.model import Network, windows_of
+
+Run = Callable[[], Any]
+
+
+def monai_case(network: Network, slices: Tensor) -> tuple[Run, str]:
+    """MONAI's sliding window over the height and width of each window of three slices, at the network's own size."""
+    from monai.inferers import SlidingWindowInferer
+
+    size = tuple(min(160, side) for side in slices.shape[2:])  # the paper's crop
+    inferer = SlidingWindowInferer(roi_size=size, sw_batch_size=1, overlap=0.25, mode="gaussian")
+    windows = windows_of(slices)
+
+    def run() -> None:
+        for window in windows:
+            inferer(window[None], lambda batch: network(batch)[:, None])
+
+    text = (
+        f"monai {version('monai')}, sliding_window_inference with this network, tiles {size[0]}x{size[1]}, overlap 0.25"
+    )
+    return run, text
+
+
+def nnunet_case(slices: Tensor, spacing_mm: float, brain_shape: list[int]) -> tuple[Run, str]:
+    """nnU-Net's predictor with the 2-D network that its planner makes for such volumes, untrained, without mirroring."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op, get_matching_instancenorm
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+    # Its 2-D planner takes the median slice, cut to what is not 0, as the patch, and halves it down to 4 pixels; 32
+    # features doubled up to 512, two convolutions a stage (experiment_planners/default_experiment_planner.py).
+    _, pool, kernels, patch, _ = get_pool_and_conv_props((spacing_mm, spacing_mm), brain_shape, 4, 999999)
+    stages = len(pool)
+    convolution = convert_dim_to_conv_op(2)
+    network = PlainConvUNet(
+        input_channels=1,
+        n_stages=stages,
+        features_per_stage=[min(512, 32 * 2**stage) for stage in range(stages)],
+        conv_op=convolution,
+        kernel_sizes=kernels,
+        strides=pool,
+        n_conv_per_stage=[2] * stages,
+        num_classes=2,
+        n_conv_per_stage_decoder=[2] * (stages - 1),
+        conv_bias=True,
+        norm_op=get_matching_instancenorm(convolution),
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+    ).eval()
+    centre = slices[1:-1]
+    pads = [max(0, int(side) - have) for side, have in zip(patch, centre.shape[2:], strict=True)]
+    padded = torch.nn.functional.pad(centre, (0, pads[1], 0, pads[0]))[..., : int(patch[0]), : int(patch[1])]
+
+    def run() -> None:
+        for one in padded:
+            network(one[None])
+
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    text = (
+        f"nnunetv2 {version('nnunetv2')}, planned 2-D network, untrained, {stages} stages, {parameters} parameters, "
+        f"one patch of {int(patch[0])}x{int(patch[1])} a slice, no mirroring"
+    )
+    return run, text
+
+
+def main() -> None:
+    """Measure what the order asks for."""
+    order = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not stand in the answer
+    torch.set_num_threads(order["threads"])
+    network = load_checkpoint(Path(order["checkpoint"])).network
+    slices = torch.from_numpy(np.load(order["slices"]))
+    count = len(slices) - 2
+    cases: dict[str, tuple[Run, str]] = {
+        "authors": (lambda: authors_schedule(network, slices.numpy()), "authors' schedule, PyTorch float32"),
+        "one-pass": (lambda: network.forward_stack(slices), "one pass, PyTorch float32, all slices at once"),
+    }
+    found: dict[str, Any] = {}
+    makers: dict[str, Callable[[], tuple[Run, str]]] = {
+        "monai": lambda: monai_case(network, slices),
+        "nnunet": lambda: nnunet_case(slices, order["spacing_mm"], order["brain_shape"]),
+    }
+    with torch.inference_mode():
+        for peer in order["peers"]:
+            try:
+                cases[peer] = makers[peer]()
+            except Exception as error:  # another version of theirs may have moved anything
+                found[peer] = {"skipped": f"{type(error).__name__}: {error}"}
+        for run, _ in cases.values():
+            run()
+
+        def timed(run: Run) -> float:
+            start = time.perf_counter()
+            run()
+            return (time.perf_counter() - start) / count
+
+        seconds = interleaved({name: lambda run=run: timed(run) for name, (run, _) in cases.items()}, order["repeats"])
+    for name, values in seconds.items():
+        found[name] = {"what": cases[name][1], "s_per_slice": asdict(spread(values))}
+    print(json.dumps(found), file=answers)
+
+
+if __name__ == "__main__":
+    main()

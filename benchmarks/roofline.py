@@ -1,0 +1,50 @@
+"""How near a case comes to what the machine can do."""
+
+from typing import Any
+
+from lesionrt.benchmarks.flops import Work
+
+BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+def stack_work(kind: str, encode: Work, decode: Work, slices: int) -> Work:
+    """What a case computes for so many output slices, at the least.
+
+    >>> one = Work(1, 1)
+    >>> [stack_work(kind, one, one, 10).flops for kind in ("authors", "window", "backend")]
+    [60, 40, 22]
+    """
+    if kind == "authors":
+        return (encode + decode) * (3 * slices)
+    if kind == "window":
+        return encode * (3 * slices) + decode * slices
+    return encode * (slices + 2) + decode * slices
+
+
+def roofline(work: Work, precision: str, seconds: float, rates: dict[str, Any]) -> dict[str, Any] | None:
+    """Achieved over possible; None where the rate in this precision was not measured.
+
+    Parameters
+    ----------
+    work
+        That was done.
+    precision
+        In which.
+    seconds
+        That it took.
+    rates
+        Of the device, as :func:`lesionrt.benchmarks.rates.measure` gives them.
+    """
+    rate = rates["flops_per_s"].get(precision)
+    if rate is None:
+        return None
+    computing = work.flops / rate
+    moving = work.elements * BYTES[precision] / rates["bytes_per_s"]
+    return {
+        "gflop": work.flops / 1e9,
+        "gbyte": work.elements * BYTES[precision] / 1e9,
+        "achieved_gflops": work.flops / seconds / 1e9,
+        "possible_gflops": work.flops / max(computing, moving) / 1e9,
+        "bound_by": "arithmetic" if computing >= moving else "memory",
+        "share": max(computing, moving) / seconds,
+    }

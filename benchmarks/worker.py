@@ -1,0 +1,172 @@
+"""One case in a process of its own, told line by line what to do: JSON orders in, JSON answers out.
+
+    python -m lesionrt.benchmarks.worker ORDER
+
+So its start, its memory and its threads are its own, and the repetitions of several cases can be interleaved.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lesionrt.benchmarks.cases import Case, open_case
+from lesionrt.runtime.backends import Backend
+from lesionrt.runtime.backends.choice import BackendChoice, Chosen
+from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
+from lesionrt.runtime.chunks import infer_in_chunks
+from lesionrt.runtime.outputs import plan_jobs, write_results
+from lesionrt.runtime.parity import load_reference
+from lesionrt.runtime.prepare import HALO, prepare_volume
+from lesionrt.runtime.segmenter import Segmenter
+from lesionrt.runtime.volume import nonzero_brain, read_flair
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is for; paths as text.
+
+    Attributes
+    ----------
+    slab
+        First prepared slice and number of slices (with both neighbours) that are computed.
+    """
+
+    case: dict[str, Any]
+    bundle: str
+    flair: str
+    checkpoint: str | None
+    window_graph: str
+    threads: int
+    slab: tuple[int, int]
+
+
+class _Measured(BackendChoice):
+    """No choice: the network that is measured."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.first = Chosen(backend, "measured")
+
+    def infer(
+        self, slices: np.ndarray, chunk: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[np.ndarray, Chosen]:
+        """Probabilities of that network."""
+        return infer_in_chunks(self.first.backend, slices, chunk, progress), self.first
+
+
+class _CaseSegmenter(Segmenter):
+    """The runtime's own way from file to mask, with a network that is loaded already."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle, self.threshold, self.chunk = bundle, bundle.threshold, None
+        self.min_lesion_mm3, self.load_seconds, self._choice = 0.0, 0.0, _Measured(backend)
+
+
+class Worker:
+    """Answers orders by name; times are in seconds."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._bundle = load_bundle(Path(order.bundle))
+        self._result = np.empty(0, np.float32)
+
+    def open(self) -> dict[str, Any]:
+        """Read and prepare the volume, load the network."""
+        start = time.perf_counter()
+        volume = read_flair(Path(self._order.flair))
+        brain = nonzero_brain(volume)
+        read = time.perf_counter()
+        slices = prepare_volume(volume, brain, self._bundle.preparation, self._bundle.size_multiple).slices
+        first, count = self._order.slab
+        self._slab = np.ascontiguousarray(slices[first : first + count])
+        prepared = time.perf_counter()
+        order = self._order
+        checkpoint = None if order.checkpoint is None else Path(order.checkpoint)
+        case = Case(**order.case)
+        self._backend = open_case(case, self._bundle, checkpoint, Path(order.window_graph), order.threads).__enter__()
+        loaded = time.perf_counter()
+        return {
+            "read": read - start,
+            "prepare": prepared - read,
+            "load": loaded - prepared,
+            "library": self._backend.library,
+            "device": self._backend.device,
+        }
+
+    def first(self) -> dict[str, Any]:
+        """One output slice."""
+        return self._timed(self._slab[: 2 * HALO + 1], None)
+
+    def slab(self) -> dict[str, Any]:
+        """All slices of the slab, through the network alone."""
+        return self._timed(self._slab, None)
+
+    def stack(self, slices: int, chunk: int | None) -> dict[str, Any]:
+        """A stack of as many output slices, the slab's over and over."""
+        index = np.arange(slices + 2 * HALO) % len(self._slab)
+        return self._timed(self._slab[index], chunk)
+
+    def reference(self, path: str) -> dict[str, Any]:
+        """The bundle's own reference slices; their probabilities are saved."""
+        self._timed(load_reference(self._bundle.checked(REFERENCE)).slices, None)
+        return self.save(path)
+
+    def save(self, path: str) -> dict[str, Any]:
+        """The last probabilities, into a file."""
+        np.save(path, self._result)
+        return {}
+
+    def volume(self) -> dict[str, Any]:
+        """From file to files, once."""
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            found = _CaseSegmenter(self._bundle, self._backend)(self._order.flair)
+            segmented = time.perf_counter()
+            write_results(found, plan_jobs([Path(self._order.flair)], Path(folder)).jobs[0])
+            end = time.perf_counter()
+        stages = found.report["seconds"]
+        stages = {"read": stages["read"], "prepare": stages["prepare"], "compute": stages["infer"]} | {
+            "restore": stages["restore"],
+            "write": end - segmented,
+        }
+        return {"seconds": end - start, "stages": stages}
+
+    def memory(self) -> dict[str, Any]:
+        """Peak resident memory so far, in MB."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM"))
+        return {"peak_mb": int(peak.split()[1]) * 1024 / 1e6}
+
+    def _timed(self, slices: np.ndarray, chunk: int | None) -> dict[str, Any]:
+        start = time.perf_counter()
+        self._result = infer_in_chunks(self._backend, slices, chunk)
+        return {"seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Answer until the orders end."""
+    # What a library prints to stdout must not stand between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker: Worker | None = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            worker = worker or Worker(Order(**json.loads(sys.argv[1])))
+            verb: Callable[..., dict[str, Any]] = getattr(worker, order.pop("do"))
+            answer = verb(**order)
+        except Exception as error:  # whatever a library raises is told where the table is made
+            text = (str(error).strip().splitlines() or [""])[0]
+            answer = {"error": f"{type(error).__name__}: {text}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""`lesionrt bench` on a tiny network: what it reports, what it leaves out, and what it calls wrong."""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from lesionrt.benchmarks.bench_table import readme_table
+from lesionrt.benchmarks.cases import find_cases
+from lesionrt.benchmarks.child import Child
+from lesionrt.benchmarks.readme import BEGIN, END, with_tables
+from lesionrt.benchmarks.scaling import Points, scaling
+from lesionrt.benchmarks.worker import Order
+from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.errors import InputError, UnavailableError
+from lesionrt.runtime.files import sha256
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Result:
+    screen: str
+    report: dict[str, Any]
+    page: str
+
+    def row(self, name: str) -> dict[str, Any]:
+        return next(row for row in self.report["cases"] if row["name"] == name)
+
+
+@pytest.fixture(scope="session")
+def bench(run: Any, small_flair: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The command with --quick and one thread."""
+
+    def call(bundle: Path, *options: object) -> Result:
+        out = tmp_path_factory.mktemp("bench")
+        found = run("bench", bundle, small_flair, "-o", out, "--quick", "--threads", 1, *options)
+        return Result(found.stdout, json.loads((out / "bench.json").read_text()), (out / "bench.html").read_text())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def quick(bench: Any, tiny_bundle: Path, tiny_checkpoint: Path) -> Result:
+    return bench(tiny_bundle, "--reference", tiny_checkpoint, "--repeats", 2)  # type: ignore[no-any-return]
+
+
+def test_every_case_that_runs_has_its_figures(quick: Result) -> None:
+    assert quick.report["baseline"] == "authors"
+    assert quick.report["slab_slices"] == 12
+    for name in ("authors", "window-onnx", "torch-fp32", "torch-bf16", "cpu-fp32", "cpu-fp16"):
+        row = quick.row(name)
+        assert row["skipped"] is None, row
+        assert row["slab"]["count"] in (1, 2)
+        assert row["slab"]["least"] <= row["slab"]["median"] <= row["slab"]["most"]
+        assert row["s_per_slice"] == pytest.approx(row["slab"]["median"] / 12)
+        assert row["times_faster"] == pytest.approx(quick.row("authors")["s_per_slice"] / row["s_per_slice"])
+        assert row["volumes_per_minute"] == pytest.approx(60 / row["volume_s"])
+        assert row["cold_s"] > row["first_s"] > 0
+        assert set(row["start_s"]) == {"read", "prepare", "load"}
+        assert row["peak_mb"] > 30
+        assert not row["wrong"], row["findings"]
+        assert row["parity"]["percentile_difference"] <= (5e-2 if row["precision"] == "bf16" else 1e-2)
+    assert quick.row("cpu-fp32")["parity"]["percentile_difference"] <= 1e-4
+    assert quick.row("authors")["roofline"]["gflop"] > quick.row("window-onnx")["roofline"]["gflop"]
+    assert quick.report["scaling"] is None
+
+
+def test_window_by_window_cases_are_scaled_and_the_fast_ones_measured_whole(quick: Result) -> None:
+    slices = quick.report["volume"]["slices"]
+    authors, fast = quick.row("authors"), quick.row("cpu-fp32")
+    assert authors["volume_scaled"]
+    assert authors["volume_s"] == pytest.approx(authors["s_per_slice"] * slices)
+    assert not fast["volume_scaled"]
+    assert set(fast["stages"]) == {"read", "prepare", "compute", "restore", "write"}
+    assert sum(fast["stages"].values()) <= fast["volume"]["most"] + 0.01
+
+
+def test_cases_that_cannot_run_say_why(quick: Result) -> None:
+    assert "not with --quick" in quick.row("torch-compile-fp32")["skipped"]
+    for name in ("tensorrt", "onnx-tensorrt"):
+        rows = [row for row in quick.report["cases"] if row["name"].startswith(name)]
+        assert rows
+        for row in rows:
+            if row["skipped"] is not None:
+                assert escape(row["skipped"]) in quick.page
+                assert f"not measured: {row['name']}: " in quick.screen
+
+
+def test_machine_and_measurement_are_described(quick: Result) -> None:
+    machine = quick.report["machine"]
+    assert machine["cores"] >= 1
+    assert "numpy" in machine["versions"]
+    assert quick.report["threads"] == 1
+    assert quick.report["rates"]["cpu"]["flops_per_s"]["fp32"] > 1e8
+    assert quick.report["rates"]["cpu"]["bytes_per_s"] > 1e8
+    assert any("random weights" in note for note in quick.report["notes"])
+    assert "measured on 12 slices" in quick.screen
+    assert "measured on 12 slices" in quick.page
+
+
+def test_the_page_asks_nothing_of_any_server(quick: Result) -> None:
+    assert not re.search(r"(src|href)=[\"'](?!data:)", quick.page)
+    assert "<script" not in quick.page
+    assert quick.page.count("<svg") >= 3
+
+
+@pytest.fixture(scope="module")
+def tampered(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose weights are not those of its checkpoint, with a manifest that vouches for them."""
+    folder = tmp_path_factory.mktemp("tampered") / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    path = folder / "model_fp32.onnx"
+    content = path.read_bytes()
+    largest = max(onnx.load(path).graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    path.write_bytes(content.replace(largest.raw_data, bytes(len(largest.raw_data))))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][path.name]["sha256"] = sha256(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_wrong_case_is_shown_as_wrong_everywhere(bench: Any, tampered: Path) -> None:
+    found = bench(tampered, "--repeats", 1, "--case", "authors", "--case", "cpu-fp32")
+    row = found.row("cpu-fp32")
+    assert row["wrong"]
+    assert any("99.9th percentile difference" in finding for finding in row["findings"])
+    assert re.search(r"cpu-fp32 .*WRONG", found.screen)
+    assert "WRONG: cpu-fp32: " in found.screen
+    assert "<b>WRONG</b>: cpu-fp32" in found.page
+    assert "WRONG" in readme_table(found.report)
+    assert "--reference checkpoint.pt" in found.row("authors")["skipped"]  # and then the bundle's own slices judge
+    assert found.report["reference"].endswith("in the bundle")
+    assert found.report["baseline"] == "cpu-fp32"
+
+
+def test_an_unknown_case_is_wrong_usage(run: Any, tiny_bundle: Path, small_flair: Path, tmp_path: Path) -> None:
+    found = run("bench", tiny_bundle, small_flair, "-o", tmp_path, "--case", "abacus", code=2)
+    assert "abacus" in found.stderr
+    assert "cpu-fp32" in found.stderr
+
+
+def order(bundle: Path, flair: Path) -> Order:
+    case = next(case for case in find_cases(load_bundle(bundle), None, True) if case.name == "cpu-fp32")
+    return Order(asdict(case), str(bundle), str(flair), None, "", 1, (0, 4))
+
+
+def test_scaling_has_rows_and_fits(tiny_bundle: Path, flake: Path, tmp_path: Path) -> None:
+    found = scaling(order(tiny_bundle, flake), tmp_path, Points((1, 3), (2,), (1, 2), 2), 1, lambda line: None)
+    assert [row["slices"] for row in found["slices"]["rows"]] == [1, 3]
+    assert all(row["seconds"] > 0 and row["peak_mb"] > 30 for row in found["slices"]["rows"])
+    assert set(found["slices"]["seconds_fit"]) == {"factor", "exponent", "r2"}
+    assert found["chunk"]["seconds_fit"] is None  # one point
+    assert [row["threads"] for row in found["threads"]["rows"]] == [1]
+    assert all("failed" not in row for row in found["volumes"]["rows"])
+
+
+def test_a_process_that_fails_says_why(tiny_bundle: Path, flake: Path, tmp_path: Path) -> None:
+    with Child(order(tiny_bundle, tmp_path / "none.nii.gz"), tmp_path, "x") as child:
+        with pytest.raises(UnavailableError, match=r"none\.nii\.gz"):
+            child.ask("open")
+        with pytest.raises(UnavailableError, match="AttributeError"):
+            child.ask("sing")
+
+
+def test_tables_stand_between_the_markers(quick: Result, tmp_path: Path) -> None:
+    path = tmp_path / "bench-here.json"
+    path.write_text(json.dumps(quick.report))
+    text = with_tables(f"before\n{BEGIN}old\n{END}after\n", [path])
+    assert text.startswith(f"before\n{BEGIN}")
+    assert text.endswith(f"{END}after\n")
+    assert "| authors (baseline) |" in text
+    assert "old" not in text
+    with pytest.raises(InputError, match="bench"):
+        with_tables("no markers", [])
+
+
+def test_the_readmes_tables_are_those_of_the_stored_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert with_tables(text, sorted((ROOT / "benchmarks" / "results").glob("bench-*.json"))) == text
