@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from lesionrt.runtime.phantom import phantom
-from lesionrt.runtime.segmenter import DEFAULT_MODEL
 from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.official import official_name
 
@@ -66,7 +65,6 @@ def folder(
     return folder
 
 
-@pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="no default model is installed: run through `make test`")
 def test_every_command_and_example_runs_in_its_order(folder: Path, run: Callable[..., Any]) -> None:
     ran = 0
     for kind, text in BLOCKS:

@@ -10,7 +10,7 @@ import pytest
 
 from lesionrt.export.reference import window_probabilities
 from lesionrt.runtime.prepare import prepare_volume
-from lesionrt.runtime.segmenter import DEFAULT_MODEL, Segmenter
+from lesionrt.runtime.segmenter import Segmenter
 from lesionrt.runtime.volume import read_flair
 from lesionrt.train.checkpoint import load_checkpoint
 
@@ -63,22 +63,3 @@ def test_a_raw_scan_gets_its_mask_on_its_own_grid(
             if theirs[1]:
                 np.testing.assert_array_equal(ours[0], theirs[0])
         assert np.asarray(found.dataobj).any()
-
-
-@pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="no default model is installed: run through `make test`")
-def test_the_documented_command_segments_a_part_of_a_real_scan_with_the_default_model(
-    shared: Path, tmp_path: Path, run: Run
-) -> None:
-    path = tmp_path / "flair.nii.gz"
-    nib.save(nib.load(shared / "data" / "lit" / "p07" / "flair.nii.gz").slicer[..., 80:104], path)
-    run("segment", path, "-o", tmp_path, "--overlay")
-    mask, flair = nib.load(tmp_path / "flair_lesions.nii.gz"), nib.load(path)
-    assert mask.shape == flair.shape
-    np.testing.assert_array_equal(mask.affine, flair.affine)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "flair.nii.gz",
-        "flair_lesions.nii.gz",
-        "flair_lesions.csv",
-        "flair_report.json",
-        "flair_overlay.png",
-    }

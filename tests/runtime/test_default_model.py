@@ -34,7 +34,7 @@ def bundle() -> Bundle:
 def segmented(shared: Path, run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every real scan through the command as a user gives it, in one call."""
     out = tmp_path_factory.mktemp("default")
-    run("segment", *(shared / "data" / folder / "flair.nii.gz" for folder in SCANS.values()), "-o", out)
+    run("segment", *(shared / "data" / folder / "flair.nii.gz" for folder in SCANS.values()), "-o", out, "--overlay")
     return out
 
 
@@ -47,6 +47,9 @@ def test_the_dice_of_each_real_scan_is_the_cards(segmented: Path, shared: Path, 
     found, true = np.asarray(mask.dataobj) > 0, np.asarray(lesions.dataobj) > 0.5
     dice = 2 * np.count_nonzero(found & true) / (np.count_nonzero(found) + np.count_nonzero(true))
     assert dice == pytest.approx(bundle.manifest["card"]["figures"][scan]["dice"], abs=0.01)
+    assert {path.name for path in (segmented / SCANS[scan]).iterdir()} == {
+        *("flair_lesions.nii.gz", "flair_lesions.csv", "flair_report.json", "flair_overlay.png"),
+    }
     report = json.loads((segmented / SCANS[scan] / "flair_report.json").read_text())
     assert report["model"]["trained"]
     assert not report["warnings"]
