@@ -78,10 +78,10 @@ def scaling(order: Order, folder: Path, points: Points, cores: int, say: Callabl
 
 
 def stack_row(order: Order, folder: Path, slices: int, chunk: int | None) -> dict[str, Any]:
-    """Seconds of a stack after a warm-up on one slice, and peak memory of the process that computed it."""
+    """Seconds of a stack after a warm-up on the same, and peak memory of the process that computed it."""
     with Child(order, folder, "scaling") as child:
         child.ask("open")
-        child.ask("first")
+        child.ask("stack", slices=slices, chunk=chunk)
         return {**child.ask("stack", slices=slices, chunk=chunk), **child.ask("memory")}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError, InputError
-from lesionrt.runtime.files import sha256
+from lesionrt.runtime.files import sha256, sha256_of
 from lesionrt.runtime.prepare import Preparation
 
 FORMAT = "lesionrt bundle"
@@ -100,6 +100,14 @@ class Bundle:
         if precision != "fp32" and "fp32" in self.precisions:
             self.checked(self.manifest["graphs"]["fp32"])
         return self.checked(self.manifest["graphs"][precision])
+
+    def graph_sha256(self, precision: str) -> str:
+        """Of a precision's graph; where its weights may lie in that of fp32, of both digests one after the other."""
+        names = [
+            self.manifest["graphs"][name] for name in dict.fromkeys((precision, "fp32")) if name in self.precisions
+        ]
+        digests = [self.manifest["files"][name]["sha256"] for name in names]
+        return digests[0] if len(digests) == 1 else sha256_of("".join(digests).encode())
 
     def stream_graph(self, precision: str) -> Path | None:
         """The ONNX file of a precision that takes and gives the state between chunks; None if there is none.

@@ -125,6 +125,10 @@ def train(
         raise DatasetError(
             "the recipe keeps the epoch with the best validation Dice, and no scan validates; name some with --validation"
         )
+    if recipe.frozen_norms == 1 and start is None:
+        raise DatasetError(
+            "recipe: frozen_norms is 1, but a new network's norms have no statistics yet; give a checkpoint with --start"
+        )
     with _processes() as (rank, world, device):
         run = _Run(recipe, out, rank, world, device)
         initial = None if start is None else load_checkpoint(start)
@@ -317,18 +321,14 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, steps)
         slices, lesions = (part.to(self.device, non_blocking=True) for part in (slices, lesions))
-        with self._autocast():
-            loss, logits = objective(slices, lesions)
+        value, norm, logits = self._gradient(objective, slices, lesions)
+        if self._frozen(steps) and not math.isfinite(norm):
             # Where nothing renormalises them, products of products of unbounded maps can leave float32's range. Such a
-            # batch is computed with its own statistics.
-            if self._frozen(steps) and not self._all_finite(loss):
-                self.network.train()
-                loss, logits = objective(slices, lesions)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        largest = LARGEST_GRADIENT if self.recipe.optimiser == "adamw" else math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), largest))
-        value = loss.item()
+            # batch is computed with its own statistics, which are not kept.
+            for batch_norm in _norms(self.network):
+                batch_norm.momentum = 0.0
+                batch_norm.train()
+            value, norm, logits = self._gradient(objective, slices, lesions)
         if not (math.isfinite(value) and math.isfinite(norm)):  # the gradient is shared: every process stops here
             raise DatasetError(
                 f"the loss is {value} and its gradient's norm {norm} at step {self.step + 1} of {steps}; no weights were changed by it "
@@ -342,22 +342,25 @@ class _Run:
             else:
                 self.average.update_parameters(self.network)
         self.step += 1
-        found = logits.detach()[:, 1] > logits.detach()[:, 0]
+        found = logits[:, 1] > logits[:, 0]
         self.totals += torch.tensor(
             [value, 1, (found * lesions.flatten(0, 1)).sum(), found.sum(), lesions.sum()], dtype=torch.float64
         )
         return value
 
+    def _gradient(self, objective: nn.Module, slices: Tensor, lesions: Tensor) -> tuple[float, float, Tensor]:
+        """Loss, norm of its gradient before that is clipped, and logits."""
+        with self._autocast():
+            loss, logits = objective(slices, lesions)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        largest = LARGEST_GRADIENT if self.recipe.optimiser == "adamw" else math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), largest))
+        return loss.item(), norm, logits.detach()
+
     def _frozen(self, steps: int, step: int | None = None) -> bool:
         """Whether the norms compute with the statistics that they have by then, as at inference."""
         return (self.step if step is None else step) >= steps * (1 - self.recipe.frozen_norms)
-
-    def _all_finite(self, loss: Tensor) -> bool:
-        """Of every process."""
-        finite = torch.isfinite(loss.detach()).float()
-        if self.world > 1:
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        return bool(finite)
 
     def _end_epoch(self, validation: Sequence[PreparedScan], now: Progress, epoch_batches: int, say: Say) -> None:
         totals = self.totals.clone()

@@ -140,12 +140,14 @@ def choose(name: str, bundle: Bundle | None = None, refused: Mapping[str, str] =
         If it cannot run here.
     """
     if name == "auto":
-        probes = [_passing_the_slower(probe(candidate, bundle)) for candidate in NAMES]
-        probes = [replace(found, problem=refused.get(found.name, found.problem)) for found in probes]
-        for index, candidate in enumerate(probes):
-            if candidate.problem is None:
-                passed = "".join(f"; not {other.name}: {other.problem}" for other in probes[:index])
-                return candidate.name, f"auto: the first of {', '.join(NAMES)} that can run here{passed}"
+        probes: list[Probe] = []
+        for candidate in NAMES:
+            found = _passing_the_slower(probe(candidate, bundle))
+            found = replace(found, problem=refused.get(candidate, found.problem))
+            if found.problem is None:
+                passed = "".join(f"; not {other.name}: {other.problem}" for other in probes)
+                return candidate, f"auto: the first of {', '.join(NAMES)} that can run here{passed}"
+            probes.append(found)
         reasons = "\n".join(f"  {other.name}: {other.problem}. {other.remedy}" for other in probes)
         raise UnavailableError(f"no backend can run here:\n{reasons}")
     if name not in _MODULES:

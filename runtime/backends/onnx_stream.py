@@ -10,6 +10,8 @@ from lesionrt.runtime.backends import Arrays, Stream
 from lesionrt.runtime.backends.onnx_session import OnnxSession, load
 from lesionrt.runtime.errors import BundleError
 
+STATE = "state_"
+
 
 class OnnxStream(OnnxSession):
     """A graph that takes and gives the state between chunks: ``state_D`` in, ``next_D`` out, D pixels per value."""
@@ -37,16 +39,27 @@ class OnnxStream(OnnxSession):
         """The state before the first slice of a stack."""
         state = {}
         for value in self._session.get_inputs()[1:]:
-            pixels = int(value.name.removeprefix("state_"))
+            pixels = int(value.name.removeprefix(STATE))
             shape = (0, value.shape[1], height // pixels, width // pixels)
             state[value.name] = load().OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
         return state
 
     @staticmethod
     def _check_names(graph: Path, inputs: list[str], outputs: list[str]) -> None:
-        pixels = [name.removeprefix("state_") for name in inputs[1:]]
-        names = [["slices", *(f"state_{d}" for d in pixels)], ["lesion", *(f"next_{d}" for d in pixels)]]
-        if [inputs, outputs] != names or not pixels or not all(map(str.isdecimal, pixels)):
-            raise BundleError(
-                f"{graph}: its inputs and outputs are {[inputs, outputs]}; expected slices and lesion with their state"
-            )
+        check_names(graph, inputs, outputs)
+
+
+def check_names(graph: Path, inputs: list[str], outputs: list[str]) -> None:
+    """Refuse a graph that does not take and give its state.
+
+    Raises
+    ------
+    BundleError
+        With the names that were found.
+    """
+    pixels = [name.removeprefix(STATE) for name in inputs[1:]]
+    names = [["slices", *(f"{STATE}{d}" for d in pixels)], ["lesion", *(f"next_{d}" for d in pixels)]]
+    if [inputs, outputs] != names or not pixels or not all(map(str.isdecimal, pixels)):
+        raise BundleError(
+            f"{graph}: its inputs and outputs are {[inputs, outputs]}; expected slices and lesion with their state"
+        )

@@ -1,6 +1,8 @@
 """OpenVINO on the CPU: in bfloat16 where the processor computes in it."""
 
+import threading
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +14,13 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Arrays, Backend, Probe
 from lesionrt.runtime.backends.onnx_cpu import device
+from lesionrt.runtime.backends.onnx_stream import STATE, check_names
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.chunks import default_chunk
 from lesionrt.runtime.errors import BundleError, UnavailableError
 from lesionrt.runtime.prepare import HALO
 
 HINTS = {"bf16": "bf16", "fp32": "f32"}
-STATE = "state_"
 BEFORE = 2 * HALO  # slices of which the state is
 
 
@@ -43,7 +45,7 @@ def slower_because() -> str | None:
 
 def bundle_problem(name: str, bundle: Bundle) -> tuple[str, str] | None:
     """Why it cannot run this bundle, and what would mend that."""
-    if bundle.stream_graph("fp32") is None:
+    if "fp32" not in bundle.manifest.get("stream_graphs", {}):
         return (
             "the bundle has no fp32 graph that keeps the state between chunks",
             "Export it again with --precision fp32",
@@ -81,12 +83,10 @@ class OpenvinoBackend:
             outputs = [value.any_name for value in self._model.outputs]
         except RuntimeError as error:
             raise BundleError(f"{graph}: {self.library} cannot read it ({_last_line(error)})") from error
-        if "slices" not in inputs or outputs[:1] != ["lesion"] or len(outputs) != len(inputs):
-            raise BundleError(
-                f"{graph}: its inputs and outputs are {[[*inputs], outputs]}; expected slices and lesion with their state"
-            )
+        check_names(graph, [*inputs], outputs)
         del inputs["slices"]
         self._channels, self._next = inputs, dict(zip(inputs, outputs[1:], strict=True))
+        self._lock = threading.Lock()  # one request, compiled for one size
         self._compiled: tuple[dict[str, list[int]], Any] | None = None
 
     def infer(self, feed: Arrays) -> dict[str, NDArray[np.float32]]:
@@ -96,11 +96,17 @@ class OpenvinoBackend:
     def infer_stack(
         self, slices: NDArray[np.float32], chunk: int | None, progress: Callable[[int, int], None] | None
     ) -> NDArray[np.float32]:
-        """A whole stack (n + 2, 1, H, W) to (n, H, W), `chunk` slices at a time.
+        """A whole stack (n + 2, 1, H, W) to (n, H, W), `chunk` slices at a time; one thread after the other.
 
         Every piece has the same size, so that one compilation serves all: the last one is filled up with empty slices, and
         the first follows an empty state. What these give is dropped.
         """
+        with self._lock:
+            return self._infer_stack(slices, chunk, progress)
+
+    def _infer_stack(
+        self, slices: NDArray[np.float32], chunk: int | None, progress: Callable[[int, int], None] | None
+    ) -> NDArray[np.float32]:
         count, _, height, width = slices.shape
         total = count - BEFORE
         size = min(chunk or default_chunk(height, width), count)
@@ -154,6 +160,7 @@ class OpenvinoBackend:
         self._compiled = self._model = None
 
 
+@cache
 def _core() -> Any:
     """OpenVINO's entry.
 

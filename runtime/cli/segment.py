@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -76,12 +77,13 @@ def command(
             chosen = f"backend {segmenter.backend.name} ({segmenter.chosen_because})"
             print(f"model {segmenter.bundle.name}, {chosen}", file=sys.stderr)
         for job, read in _read_ahead(plan.jobs, lambda job: _read(segmenter, job, brain_mask, force)):
+            start = time.perf_counter()
             try:
                 line = _segment(segmenter, job, read(), probabilities, overlay, as_json)
             except (InputError, UnavailableError, OSError, MemoryError) as error:
                 line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
                 failures[job.flair] = UnavailableError.exit_code if isinstance(error, UnavailableError) else 3
-            _tell(line, as_json)
+            _tell(line, as_json, time.perf_counter() - start)
     total = len(plan.jobs) + len(plan.empty)
     if total > 1 and not as_json:
         print(f"{total - len(failures)} of {total} inputs segmented")
@@ -124,7 +126,7 @@ def _segment(
     return {**result.report, "outputs": written}
 
 
-def _tell(line: dict[str, Any], as_json: bool) -> None:
+def _tell(line: dict[str, Any], as_json: bool, seconds: float = 0.0) -> None:
     """What came of one volume, for machines or for people."""
     for warning in line.get("warnings", ()):
         print(f"warning: {line['input']}: {warning}", file=sys.stderr)
@@ -133,7 +135,6 @@ def _tell(line: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(line), flush=True)
     elif "error" not in line:
-        seconds = sum(line["seconds"].values()) - line["seconds"]["load"]
         print(f"{line['input']}: {line['lesion_count']} lesions, {line['lesion_volume_ml']:.2f} ml, in {seconds:.1f} s")
         for kind in ("mask", "table", "report", "probability", "overlay"):
             if kind in line["outputs"]:

@@ -126,7 +126,7 @@ class _Plan:
 
 
 def _plan(bundle: "Bundle", backend: str, asked: list[str] | None) -> _Plan:
-    from lesionrt.runtime.backends import NAMES, choose, precisions, probe
+    from lesionrt.runtime.backends import NAMES, choose, needs_engine, precisions, probe
     from lesionrt.runtime.errors import UnavailableError, UsageError
 
     left_out = {}
@@ -140,6 +140,9 @@ def _plan(bundle: "Bundle", backend: str, asked: list[str] | None) -> _Plan:
     else:
         name, why = choose(backend, bundle)
         names = [name]
+        # A backend that runs graphs may not run every one of them; the CPU does.
+        if backend == "auto" and not needs_engine(name) and name != "cpu" and probe("cpu").problem is None:
+            names.append("cpu")
     had = {name: precisions(name, bundle) for name in names}
     known = list(dict.fromkeys(precision for each in had.values() for precision in each))
     missing = [precision for precision in asked or () if precision not in known]

@@ -236,7 +236,7 @@ def _identity(
     if _resizes_activations(trt):
         flags.append("RUNTIME_ACTIVATION_RESIZE_10_10")
     return Identity(
-        onnx_sha256=bundle.manifest["files"][bundle.manifest["graphs"][wanted.graph_precision]]["sha256"],
+        onnx_sha256=bundle.graph_sha256(wanted.graph_precision),
         flavour=wanted.flavour,
         version=trt.__version__,
         precision=wanted.precision,

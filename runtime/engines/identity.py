@@ -44,7 +44,8 @@ class Identity:
     Attributes
     ----------
     onnx_sha256
-        Of the graph that it was built from.
+        Of the graph that it was built from, and of the file that holds its weights
+        (:meth:`lesionrt.runtime.bundle.Bundle.graph_sha256`).
     flavour
         ``tensorrt`` or ``rtx``.
     version

@@ -55,8 +55,6 @@ def test_auto_gives_a_volume_beyond_the_engines_to_the_next_backend_and_says_why
         assert segmenter.backend is small
         report = segmenter(flake).report
     assert report["backend"] in ("cuda", "openvino", "cpu")
-    assert report["precision"] == "fp32"
-    assert report["versions"]["backend"].startswith("onnxruntime")
     assert "; not tensorrt: slices are " in report["backend_chosen"]
     assert any("; not tensorrt: slices are " in warning for warning in report["warnings"])
 
