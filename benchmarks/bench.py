@@ -93,6 +93,8 @@ def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
         If model, checkpoint or volume cannot be used, or a case is not known.  A case that fails does not raise: its
         row says why.
     """
+    if request.checkpoint is not None and not request.checkpoint.is_file():
+        raise CheckpointError(f"{request.checkpoint}: no such checkpoint")
     bundle = load_bundle(request.model)
     cases = select(find_cases(bundle, request.checkpoint, request.quick), list(request.names))
     with tempfile.TemporaryDirectory(prefix="lesionrt-bench-") as name, contextlib.ExitStack() as stack:
@@ -277,10 +279,13 @@ class _Bench:
         for one in running:
             if one.row["skipped"] is None:
                 self.say(f"{one.case.name}: second start")
-                with self._told(one), Child(self._order(one.case), self.folder, f"{one.case.name}-again") as child:
-                    child.ask("open")
-                    child.ask("first")
-                    one.row["cold_again_s"] = time.monotonic() - child.begun
+                try:
+                    with Child(self._order(one.case), self.folder, f"{one.case.name}-again") as child:
+                        child.ask("open")
+                        child.ask("first")
+                        one.row["cold_again_s"] = time.monotonic() - child.begun
+                except UnavailableError as error:  # what was measured stands
+                    self.say(f"{one.case.name}: second start failed: {error}")
 
     def _scaling(self, running: list[_Running]) -> dict[str, Any] | None:
         """Of the fastest of this toolkit's backends that is right."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import onnx
 
+from lesionrt.runtime.errors import BundleError
+
 Shape = tuple[int, ...]
 
 
@@ -83,7 +85,7 @@ def model_work(model: onnx.ModelProto, inputs: dict[str, Sequence[int]]) -> Work
 def _known(shapes: dict[str, Shape], name: str, node: Any) -> Shape:
     shape = shapes.get(name, ())
     if not shape or 0 in shape:
-        raise ValueError(f"{node.op_type} {node.name}: the shape of {name} is {shape}; it cannot be counted")
+        raise BundleError(f"{node.op_type} {node.name}: the shape of {name} is {shape}; it cannot be counted")
     return shape
 
 
