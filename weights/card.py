@@ -1,8 +1,8 @@
-"""Put the figures of two evaluations into the default model's manifest and its page.
+"""Put the figures of two evaluations into the default model's manifest, its page and the README.
 
-    python weights/card.py HELD_OUT_EVALUATION ALL_EVALUATION BUNDLE
+    python weights/card.py HELD_OUT_EVALUATION ALL_EVALUATION BUNDLE README
 
-Figures are copied by this script and never typed: what the card says is what `lesionrt evaluate` found.
+What they say of the model is copied from what `lesionrt evaluate` found, never typed.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 from lesionrt.runtime.bundle import MANIFEST
 from lesionrt.runtime.files import write_atomically
 
+BEGIN, END = "<!-- model -->\n", "<!-- /model -->\n"
 # Dice of the best fixed threshold on the brain's robust z-values, smoothed: what needs no training.
 THRESHOLD = {"p07_1": 0.33, "p19_1": 0.25, "P14_1": 0.69, "P14_2": 0.78, "P14_3": 0.74, "P39_1": 0.87}
 
@@ -49,7 +50,16 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def page(manifest: dict[str, Any]) -> str:
+def with_table(text: str, found: dict[str, dict[str, Any]]) -> str:
+    """The README with the figures between its markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"the README has no {BEGIN.strip()} with {END.strip()} after it")
+    return f"{before}{begin}{table(found)}\n{end}{after}"
+
+
+def page(manifest: dict[str, Any], measured_with: str) -> str:
     """The model card for people."""
     model, card = manifest["model"], manifest["card"]
     return (
@@ -57,18 +67,24 @@ def page(manifest: dict[str, Any]) -> str:
         f"The model that `lesionrt segment` uses when none is named. {model['description']}\n\n"
         f"## Data\n\n{card['data'].strip()}\n\n## Recipe\n\n{card['recipe'].strip()}\n\n"
         f"## Figures\n\nWhole volumes, threshold {manifest['threshold']}, measured by lesionrt's authors with "
-        f"`lesionrt evaluate`.\n\n{table(card['figures'])}\n\n"
+        f"`lesionrt evaluate` ({measured_with}).\n\n{table(card['figures'])}\n\n"
         f"## Intended use\n\n{card['intended_use'].strip()}\n\n## Limits\n\n{card['limits'].strip()}\n\n"
         f"Licence of the weights: {model['licence']}.\n"
     )
 
 
-def main(held_out: Path, everyone: Path, bundle: Path) -> None:
-    """Write the manifest and the page beside the bundle."""
+def main(held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
+    """Write the manifest, the page beside the bundle, and the README's table."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    manifest["card"]["figures"] = figures(*(json.loads(path.read_text()) for path in (held_out, everyone)))
-    text = json.dumps(manifest, indent=2) + "\n"
-    write_atomically({bundle / MANIFEST: text.encode(), bundle.parent / "README.md": page(manifest).encode()})
+    runs = [json.loads(path.read_text()) for path in (held_out, everyone)]
+    manifest["card"]["figures"] = figures(*runs)
+    by = runs[1]["prediction"]
+    texts = {
+        bundle / MANIFEST: json.dumps(manifest, indent=2) + "\n",
+        bundle.parent / "README.md": page(manifest, f"{by['backend']}, {by['precision']}"),
+        readme: with_table(readme.read_text(), manifest["card"]["figures"]),
+    }
+    write_atomically({path: text.encode() for path, text in texts.items()})
     print(table(manifest["card"]["figures"]))
 
 
