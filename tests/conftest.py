@@ -44,8 +44,9 @@ def run() -> Run:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The full network first: it takes minutes to export, in which another process has other files to run."""
-    items.sort(key=lambda item: item.path.name != "test_full_network.py")
+    """The longest files first, so that no process is left with one of them at the end."""
+    longest = ["test_default_model.py", "test_readme.py", "test_export.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 Once = Callable[[str, Callable[[Path], None]], Path]
@@ -108,16 +109,11 @@ def half_bundle(tiny_checkpoint: Path, once: Once, run: Run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def full_checkpoint(once: Once, run: Run) -> Path:
-    """The paper's full network with random weights."""
-    return once("full", lambda folder: run("untrained", "-o", folder / "untrained.pt")) / "untrained.pt"
+def full_bundle() -> Path:
+    """The paper's full network in every precision that has a graph: the default model."""
+    from lesionrt.runtime.segmenter import DEFAULT_MODEL
 
-
-@pytest.fixture(scope="session")
-def full_bundle(full_checkpoint: Path, once: Once, run: Run) -> Path:
-    """Its bundle, in both precisions."""
-    both = ("--precision", "fp32", "--precision", "fp16")
-    return once("full-bundle", lambda folder: run("export", full_checkpoint, "-o", folder / "bundle", *both)) / "bundle"
+    return DEFAULT_MODEL
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,23 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
+import torch
+from onnx import numpy_helper
 
 from lesionrt.export.reference import window_probabilities
+from lesionrt.export.weights import read_graph
 from lesionrt.runtime.backends import open_backend
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.prepare import prepare_volume
 from lesionrt.runtime.volume import read_flair
-from lesionrt.train.checkpoint import load_checkpoint
+from lesionrt.train.model import Network, NetworkConfig
 
 MEMORY = """
 import sys
@@ -29,32 +34,49 @@ print(peak.split()[1])
 """
 
 
-def test_the_graph_that_streams_takes_its_weights_from_the_other_one(full_bundle: Path) -> None:
-    whole, stream = (full_bundle / f"{kind}_fp32.onnx" for kind in ("model", "stream"))
-    assert stream.stat().st_size < 1e6 < 50e6 < whole.stat().st_size
-    weights = {tensor.name: tensor for tensor in onnx.load(whole).graph.initializer}
-    large = [tensor for tensor in onnx.load(stream).graph.initializer if len(tensor.raw_data) >= 1024]
-    assert sum(len(tensor.raw_data) for tensor in large) > 50e6
-    assert all(tensor.raw_data == weights[tensor.name].raw_data for tensor in large)
-    stored = onnx.load(stream, load_external_data=False).graph.initializer
+@pytest.fixture(scope="module")
+def weights(full_bundle: Path) -> dict[str, np.ndarray]:
+    """The network's parameters as they stand in its float32 graph."""
+    graph = read_graph(full_bundle / "model_fp32.onnx").graph
+    return {tensor.name.removeprefix("network."): numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+@pytest.mark.parametrize("name", ["stream_fp32", "model_fp16", "model_bf16"])
+def test_every_graph_takes_its_weights_from_the_first_one(
+    full_bundle: Path, weights: dict[str, np.ndarray], name: str
+) -> None:
+    path = full_bundle / f"{name}.onnx"
+    assert path.stat().st_size < 2e6
+    large = [tensor for tensor in read_graph(path).graph.initializer if np.prod(tensor.dims) >= 10_000]
+    assert sum(np.prod(tensor.dims) for tensor in large) > 13e6
+    for tensor in large:
+        values = numpy_helper.to_array(tensor)
+        assert np.array_equal(values, weights[tensor.name.removeprefix("network.")].astype(values.dtype))
+    stored = onnx.load(path, load_external_data=False).graph.initializer
     assert {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"} == {
-        whole.name
+        "model_fp32.onnx"
     }
 
 
 def test_12_slices_of_a_real_scan_through_the_full_network(
-    shared: Path, full_checkpoint: Path, full_bundle: Path
+    shared: Path, full_bundle: Path, weights: dict[str, np.ndarray]
 ) -> None:
     bundle = load_bundle(full_bundle)
+    network = Network(replace(NetworkConfig(**bundle.manifest["network"]), input_channels=1)).eval()
+    state = {name: torch.from_numpy(weights[name].copy()) for name in network.state_dict() if name in weights}
+    state["first.weight"] = torch.from_numpy(weights["sum_1"].copy())  # over the repeated grey channels
+    assert not [name for name in network.state_dict() if name not in state and "num_batches" not in name]
+    network.load_state_dict(state, strict=False)
     flair = read_flair(shared / "data" / "lit" / "p07" / "flair.nii.gz")
     slices = prepare_volume(flair, flair.data != 0, bundle.preparation, bundle.size_multiple).slices[50:64]
-    reference = window_probabilities(load_checkpoint(full_checkpoint).network, slices)
+    reference = window_probabilities(network, slices)
     assert reference.shape == (12, 160, 160)
-    with open_backend("cpu", bundle, "fp32") as backend:
-        for chunk in (5, None):
-            difference = np.abs(infer_in_chunks(backend, slices, chunk) - reference)
-            assert difference.max() <= 1e-3
-            assert np.percentile(difference, 99.9) <= 1e-4
+    for name in ("cpu", "openvino"):
+        with open_backend(name, bundle, "fp32") as backend:
+            for chunk in (5, None):
+                difference = np.abs(infer_in_chunks(backend, slices, chunk) - reference)
+                assert difference.max() <= 1e-3
+                assert np.percentile(difference, 99.9) <= 1e-4
 
 
 def test_default_chunks_of_256x256_leave_room_for_the_volume_in_2_gb(full_bundle: Path) -> None:
