@@ -10,7 +10,8 @@ from lesionrt.runtime.errors import ParityError
 from lesionrt.runtime.prepare import HALO
 
 # Pixels that enter the network at a time: 8 slices of 160x192 or 4 of 256x256. Memory grows with it (1 GB in ONNX
-# Runtime on the CPU); a backend that streams computes no more with fewer.
+# Runtime on the CPU); a backend that streams computes no more with fewer. Measured in OpenVINO, bfloat16, slices of 160x192 on
+# 2 cores: 0.21, 0.195, 0.19, 0.18 and 0.18 s a slice at 2, 4, 6, 8 and 12 at a time, with 0.50 to 1.1 GB.
 BUDGET = 4 * 256 * 256
 
 
