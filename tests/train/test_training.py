@@ -94,13 +94,19 @@ def test_the_checkpoints_weights_are_half_precision_numbers(scans: list[Scan], t
     assert all(torch.equal(value, value.half().float()) for value in network.parameters())
 
 
-@pytest.mark.parametrize(("share", "seen"), [(0.0, 4), (0.5, 2), (1.0, 0)])
+@pytest.mark.parametrize(("share", "seen"), [(0.0, 4), (0.25, 3), (0.5, 2)])
 def test_the_norms_statistics_stand_still_in_the_last_share_of_the_steps(
     scans: list[Scan], tmp_path: Path, share: float, seen: int
 ) -> None:
     train(load_recipe("default", [*FAST, f"frozen_norms={share}"]), scans, [], tmp_path / "run")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
     assert {int(value) for key, value in state.items() if key.endswith("num_batches_tracked")} == {seen}
+
+
+def test_norms_without_statistics_are_not_frozen(scans: list[Scan], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"frozen_norms is 1.*--start"):
+        train(load_recipe("default", [*FAST, "frozen_norms=1.0"]), scans, [], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_frozen_norms_throw_out_of_range_is_computed_with_its_own_statistics(
