@@ -43,7 +43,7 @@ $(VENV)/.test-tools: $(BIN)/python $(SOURCES) constraints.txt
 # make weights HELD_STEPS=6000 ALL_STEPS=3000. Tensors that keep their memory save a tenth of the time.
 HELD_OUT := p19
 HELD_STEPS := 850
-ALL_STEPS := 420
+ALL_STEPS := 210
 DONORS := ../shared/data/lit_masks
 DEFAULT := runtime/models/default
 RESUME = $(if $(wildcard $(1)/run.json),--resume)

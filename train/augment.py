@@ -168,7 +168,7 @@ def transplant(
     shift = rng.normal(0, TRANSPLANT_SHIFT_MM / 2, 3)
     start = np.round(scan.start_mm + np.array([first, 0, 0]) - donor.start_mm + shift).astype(int)
     painted = _window(donor.mask, start, stack.shape)
-    bright = scan.lesion_z * rng.uniform(0.6, 1.3)
+    bright = scan.lesion_z * rng.uniform(0.75, 1.3)
     healthy = brain & ~lesions & (stack > TISSUE_OVER) & (stack < bright - LEAST_CONTRAST)
     labels, found = ndimage.label(painted & healthy)
     if not found:
@@ -253,7 +253,7 @@ def _vary_intensity(slices: Array, augmentation: Augmentation, rng: np.random.Ge
         medians = np.maximum(slices / MEDIAN + 1, 0)
         slices = (medians ** np.float32(np.exp(rng.uniform(-0.3, 0.3))) - 1) * MEDIAN
     if augmentation.intensity:
-        slices = slices * np.float32(np.exp(rng.uniform(-0.5, 0.5))) + np.float32(rng.uniform(-0.4, 0.4))
+        slices = slices * np.float32(np.exp(rng.uniform(-0.35, 0.35))) + np.float32(rng.uniform(-0.4, 0.4))
     if augmentation.noise and rng.random() < 0.4:
         noise = rng.normal(0, rng.uniform(0, 0.5), slices.shape).astype(np.float32)
         slices = slices + noise

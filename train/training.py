@@ -41,7 +41,7 @@ VERSION = 1
 CHECKPOINT, STATE, BEST = "checkpoint.pt", "state.pt", "best.pt"
 RUN, HISTORY, PICTURE = "run.json", "history.csv", "history.png"
 VALIDATION_SLICES = 8  # at a time
-LARGEST_GRADIENT = 5.0  # norm; a first step on few lesions must not throw the network off
+LARGEST_GRADIENT = 1.0  # norm; one wild batch must not throw the network off
 Say = Callable[[str], None]
 
 
@@ -324,10 +324,8 @@ class _Run:
         value, norm, logits = self._gradient(objective, slices, lesions)
         if self._frozen(steps) and not math.isfinite(norm):
             # Where nothing renormalises them, products of products of unbounded maps can leave float32's range. Such a
-            # batch is computed with its own statistics, which are not kept.
-            for batch_norm in _norms(self.network):
-                batch_norm.momentum = 0.0
-                batch_norm.train()
+            # batch is computed with its own statistics, and they count: the weights have left the ones that were kept.
+            self.network.train()
             value, norm, logits = self._gradient(objective, slices, lesions)
         if not (math.isfinite(value) and math.isfinite(norm)):  # the gradient is shared: every process stops here
             raise DatasetError(
