@@ -16,6 +16,8 @@ from lesionrt.runtime.lesions import label
 
 Array = NDArray[np.float32]
 
+FLIPPED_ALWAYS = 2.0  # voxels that may flip in a mask of any size: in a small one they are more than any Dice allows
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -28,7 +30,7 @@ class Tolerance:
     percentile
         The 99.9th of the absolute difference.
     dice
-        Smallest overlap of the masks.
+        Smallest overlap of the masks, where more than two voxels flip.
     flipped_share
         Largest share of the reference mask's voxels that may flip; two voxels always may.
     """
@@ -84,9 +86,9 @@ class Comparison:
                 f"{PERCENTILE}th percentile difference {self.percentile_difference:.3g} is over {tolerance.percentile:g}"
             )
         if masks:
-            if not self.dice >= tolerance.dice:
+            if self.flipped_voxels > FLIPPED_ALWAYS and not self.dice >= tolerance.dice:
                 found.append(f"mask Dice {self.dice:.5f} is under {tolerance.dice:g}")
-            allowed = max(2.0, tolerance.flipped_share * self.reference_voxels)
+            allowed = max(FLIPPED_ALWAYS, tolerance.flipped_share * self.reference_voxels)
             if self.flipped_voxels > allowed:
                 found.append(f"{self.flipped_voxels} voxels of the mask flipped, at most {math.floor(allowed)} may")
         return found

@@ -32,8 +32,8 @@ def stack(*values: float) -> np.ndarray:
 
 
 def comparison(**changed: float) -> Comparison:
-    """Two computations that agree, but for what is named."""
-    same = Comparison((1, 1, 1), 0.0, 0.0, 0.0, 1.0, 0, 1000, 1, 1, 1.0, 1.0)
+    """Two computations that agree but for three voxels, and for what is named."""
+    same = Comparison((1, 1, 1), 0.0, 0.0, 0.0, 1.0, 3, 10_000, 1, 1, 1.0, 1.0)
     return replace(same, **changed)
 
 
@@ -89,7 +89,7 @@ TOLERANCE = Tolerance(maximum=0.25, percentile=0.125, dice=0.75, flipped_share=0
         ("max_difference", 0.25, over(0.25)),
         ("percentile_difference", 0.125, over(0.125)),
         ("dice", 0.75, float(np.nextafter(0.75, 0))),
-        ("flipped_voxels", 10, 11),  # 1 % of 1000
+        ("flipped_voxels", 100, 101),  # 1 % of 10,000
     ],
 )
 def test_bound_itself_is_within_tolerance_and_beyond_it_is_not(name: str, at: float, beyond: float) -> None:
@@ -117,6 +117,12 @@ def test_all_findings_are_reported() -> None:
         "mask",
         "1000",
     ]
+
+
+@pytest.mark.parametrize(("flipped", "judged"), [(2, False), (3, True)])
+def test_dice_is_not_asked_for_where_two_voxels_flip(flipped: int, judged: bool) -> None:
+    found = comparison(dice=0.99854, flipped_voxels=flipped, reference_voxels=344).findings(TOLERANCES["fp16"], True)
+    assert any("Dice" in text for text in found) == judged
 
 
 def test_maximum_may_be_unbound() -> None:
