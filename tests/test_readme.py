@@ -33,7 +33,10 @@ SETTINGS = (
     "network.attention=false",
     "network.convlstm=false",
 )
-QUICK = [part for setting in SETTINGS for part in ("--set", setting)]
+QUICK = {
+    "train": [part for setting in SETTINGS for part in ("--set", setting)],
+    "bench": ["--case", "authors", "--case", "cpu-fp32"],
+}
 PLAIN = NetworkConfig(attention=False, convlstm=False, readout="centre")
 
 
@@ -76,7 +79,7 @@ def test_every_command_and_example_runs_in_its_order(folder: Path, run: Callable
             if command[:1] == ["lesionrt"]:
                 if command[1:3] == ["export", "checkpoint.pt"]:
                     shutil.rmtree(folder / "bundle")
-                quick = QUICK if command[1] == "train" else []
+                quick = QUICK.get(command[1], [])
                 run(*command[1:], *quick, cwd=folder)
                 ran += 1
     assert ran >= 13
