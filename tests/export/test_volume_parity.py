@@ -25,7 +25,7 @@ def test_a_whole_real_volume_through_a_small_network(
 ) -> None:
     path = shared / "data" / scan / "flair.nii.gz"
     stored = nib.load(path)
-    with Segmenter(tiny_bundle) as segmenter:
+    with Segmenter(tiny_bundle, backend="cpu") as segmenter:
         result = segmenter(path)
         flair = read_flair(path)
         prepared = prepare_volume(flair, flair.data != 0, segmenter.bundle.preparation, segmenter.bundle.size_multiple)
