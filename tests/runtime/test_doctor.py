@@ -38,6 +38,6 @@ def test_what_auto_chooses_is_said_with_and_without_a_default_bundle(
     which = "the default bundle" if default else "a bundle without engines (no default bundle is installed)"
     reason = "it has no rtx engine" if default else "it runs engines only"
     (line,) = [line for line in shown.splitlines() if f"for {which} (auto: " in line]
-    assert line.startswith(("auto chooses cpu", "auto chooses cuda"))
+    assert line.startswith(("auto chooses cpu", "auto chooses openvino", "auto chooses cuda"))
     assert f"not rtx: {reason}" in line
     assert "auto chooses rtx for a bundle with an engine that runs here\n" in shown
