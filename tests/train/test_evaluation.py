@@ -235,8 +235,8 @@ def test_a_checkpoint_and_its_bundle_find_the_same(
 ) -> None:
     scans = read_dataset(small_dataset)[:1]
     found = []
-    for model in (tiny_checkpoint, tiny_bundle):
-        with open_model(model, backend="cpu", threshold=0.4, min_lesion_mm3=2) as predictor:
+    for model, backend in ((tiny_checkpoint, "auto"), (tiny_bundle, "cpu")):
+        with open_model(model, backend, threshold=0.4, min_lesion_mm3=2) as predictor:
             found.append(evaluate(small_dataset, scans, predictor))
     one, other = (evaluation.scans[0] for evaluation in found)
     assert one.predicted_ml > 0
