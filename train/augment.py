@@ -33,6 +33,9 @@ TISSUE_OVER = -1.5  # a lesion is painted where the brain is brighter than fluid
 LEAST_OPACITY = 0.6
 LEAST_CONTRAST = 1.0  # robust deviations by which a painted lesion is brighter than what it covers
 SMALLEST_TRANSPLANT = 3  # voxels
+CONTRAST_SHARE = 0.7  # of slabs
+PALEST_LESION = 1.2  # robust deviations: as bright as the brightest grey matter
+LESION_GROUND = 0.3  # between white and grey matter: what lesions fade towards
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Augmentation:
     noise: bool = True
     thickness: bool = True
     intensity: bool = True
+    contrast: bool = True
     transplant: bool = True
 
 
@@ -137,6 +141,8 @@ def cut(
     if augmentation.transplant and donors and rng.random() < TRANSPLANT_SHARE:
         donor = donors[rng.integers(len(donors))]
         stack, lesions = transplant(stack, brain, lesions, scan, int(order[0]), donor, rng)
+    if augmentation.contrast and rng.random() < CONTRAST_SHARE:
+        stack = fade(stack, lesions, scan.lesion_z, rng.uniform(min(PALEST_LESION, scan.lesion_z), scan.lesion_z))
 
     weights = _slice_weights(len(order), margin, count, augmentation.thickness, rng)
     stack = np.tensordot(weights, stack, 1)
@@ -182,6 +188,21 @@ def transplant(
     own = 0.2  # of the tissue's texture stays
     blended = stack + softness * (1 - own) * np.maximum(bright - stack, 0)
     return np.where(brain, blended, stack), lesions | painted
+
+
+def fade(stack: Array, lesions: Mask, bright: float, wanted: float) -> Array:
+    """Lesions of another brightness, so that a network cannot go by that of the few scans at hand.
+
+    What exceeds the tissue around is scaled, in the lesions and softly beyond their edges, so that lesions of median `bright`
+    get median `wanted`.
+    """
+    if bright <= LESION_GROUND:
+        return stack
+    near = ndimage.binary_dilation(lesions, ndimage.generate_binary_structure(3, 1))
+    softness = ndimage.gaussian_filter(near.astype(np.float32), 0.7)
+    softness[lesions] = 1
+    share = (wanted - LESION_GROUND) / (bright - LESION_GROUND)
+    return np.asarray(stack - softness * np.float32(1 - share) * np.maximum(stack - LESION_GROUND, 0), np.float32)
 
 
 def _window(mask: Mask, start: NDArray[np.int_], shape: tuple[int, ...]) -> Mask:

@@ -52,6 +52,7 @@ class Recipe:
     decay: str = "cosine"
     average: float = 0.99
     frozen_norms: float = 0.4
+    attention_gain: float = 0.1
     cross_entropy: float = 1.0
     dice_smoothing: float = 1.0
     precision: str = "auto"
@@ -74,7 +75,7 @@ class Recipe:
             raise DatasetError(
                 f"recipe: size is {self.size}; expected a multiple of {self.network.size_multiple}, as the network has {self.network.levels} levels"
             )
-        for name, most in (("lesion_centred", 1.0), ("average", 0.9999), ("frozen_norms", 1.0)):
+        for name, most in (("lesion_centred", 1.0), ("average", 0.9999), ("frozen_norms", 1.0), ("attention_gain", 1.0)):
             if not 0 <= getattr(self, name) <= most:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected 0 to {most:g}")
         for name in ("weight_decay", "cross_entropy"):

@@ -32,7 +32,7 @@ from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, read_torch_fi
 from lesionrt.train.dataset import Scan
 from lesionrt.train.history import draw_history, history_csv
 from lesionrt.train.loss import loss_of
-from lesionrt.train.model import Network
+from lesionrt.train.model import Network, SqueezeAttention
 from lesionrt.train.recipe import Recipe
 from lesionrt.train.samples import Batches, Slabs, Windows
 
@@ -210,7 +210,7 @@ class _Run:
         self.recipe, self.out, self.rank, self.world, self.device = recipe, out, rank, world, device
         torch.manual_seed(recipe.seed)
         self.network = Network(recipe.network)
-        initialise(self.network)
+        initialise(self.network, recipe.attention_gain)
         # Channels last is faster in half precision on a GPU, and a third slower on a CPU.
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         self.network.to(device, memory_format=layout)
@@ -477,13 +477,20 @@ def _norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def initialise(network: Network) -> None:
-    """Kaiming-uniform weights and zero biases, as in the authors' code."""
+def initialise(network: Network, attention_gain: float = 1.0) -> None:
+    """Kaiming-uniform weights and zero biases, as in the authors' code.
+
+    With an `attention_gain` below 1, ``y * r + y`` is nearly ``y`` at first, so that products of products do not grow (the same
+    reason as for small last norms in residual blocks: Goyal et al. 2017, section 5.1).
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if isinstance(module, SqueezeAttention):
+            last = [part for part in module.residual if isinstance(part, nn.BatchNorm2d)][-1]
+            nn.init.constant_(last.weight, attention_gain)
 
 
 def round_weights(network: nn.Module) -> None:

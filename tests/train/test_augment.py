@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from lesionrt.train.augment import BACKGROUND, Augmentation, Centres, Lesions, cut, transplant
+from lesionrt.train.augment import BACKGROUND, Augmentation, Centres, Lesions, cut, fade, transplant
 from lesionrt.train.cache import PreparedScan
 
 NAMES = [field.name for field in fields(Augmentation)]
@@ -31,7 +31,8 @@ def test_nothing_switched_on_gives_the_scans_own_voxels(scan: PreparedScan) -> N
 
 @pytest.mark.parametrize("name", [*NAMES, "all"])
 def test_image_and_lesions_stay_aligned(scan: PreparedScan, name: str) -> None:
-    chosen = Augmentation() if name == "all" else Augmentation(**{key: key == name for key in NAMES})
+    # Not with faded lesions at once: noise may drown them.
+    chosen = Augmentation(contrast=False) if name == "all" else Augmentation(**{key: key == name for key in NAMES})
     donor = Lesions(np.roll(scan.lesions, 12, axis=2), np.zeros(3))
     seen = 0
     for seed in range(30):
@@ -101,6 +102,22 @@ def test_a_small_transplanted_lesion_does_not_fade_away(scan: PreparedScan) -> N
             # At least 0.75 of the scan's own brightness 6, blended by 0.6 and 0.8.
             assert painted[new].min() >= 0.75 * 6 * 0.6 * 0.8 - 1e-5
     assert seen > 3
+
+
+def test_faded_lesions_have_the_brightness_that_was_wanted_and_tissue_keeps_its_own(scan: PreparedScan) -> None:
+    stack = scan.slices.astype(np.float32)
+    stack[8, 10, 50] = 10.0  # something bright in healthy tissue, far from the lesion
+    faded = fade(stack, scan.lesions, 6.0, 3.15)
+    # Half of what exceeds 0.3: (6 - 0.3) / 2 + 0.3.
+    np.testing.assert_allclose(faded[scan.lesions], 3.15, rtol=1e-6)
+    np.testing.assert_array_equal(faded[~scan.lesions], stack[~scan.lesions])
+
+
+def test_a_faded_lesions_blurred_edge_fades_with_it(scan: PreparedScan) -> None:
+    stack = scan.slices.astype(np.float32)
+    stack[8, 30, 28] = 4.0  # half a lesion, just outside the mask
+    edge = fade(stack, scan.lesions, 6.0, 3.15)[8, 30, 28]
+    assert 2.15 <= edge < 3.0
 
 
 def test_centres_favour_small_lesions_and_fall_back_to_the_brain(scan: PreparedScan) -> None:

@@ -17,8 +17,9 @@ from lesionrt.runtime.phantom import phantom
 from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
 from lesionrt.train.dataset import Scan, read_dataset
 from lesionrt.train.loss import loss_of
+from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
-from lesionrt.train.training import Interrupted, train
+from lesionrt.train.training import Interrupted, initialise, train
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -267,6 +268,20 @@ def test_the_losss_gradient_is_that_of_its_formula() -> None:
             moved[index] += step
             sides.append(float(loss_of(moved, lesions, 0.1, 1.0)))
         assert (sides[0] - sides[1]) / 2e-2 == pytest.approx(float(logits.grad[index]), abs=1e-4)
+
+
+def test_squeeze_and_attention_begins_as_nearly_its_squeezed_side() -> None:
+    torch.manual_seed(0)
+    network = Network(NetworkConfig())
+    initialise(network, 0.25)
+    block = network.attention_down[0].eval()
+    assert [part.weight[0].item() for part in block.residual if isinstance(part, torch.nn.BatchNorm2d)] == [1.0, 0.25]
+    x = torch.randn(1, 108, 8, 8)
+    full = block(x)
+    torch.nn.init.zeros_(block.residual[-2].weight)
+    y = block(x)  # r is 0
+    torch.nn.init.ones_(block.residual[-2].weight)
+    torch.testing.assert_close(full - y, 0.25 * (block(x) - y))
 
 
 PROCESS = """if True:
