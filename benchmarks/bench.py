@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import cores, describe, device_memory_mb
 from lesionrt.benchmarks.roofline import roofline, stack_work
+from lesionrt.benchmarks.rows import finite, relate, row_of
 from lesionrt.benchmarks.scaling import Points, scaling
 from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
@@ -35,8 +35,6 @@ from lesionrt.runtime.prepare import HALO, Prepared, prepare_volume
 from lesionrt.runtime.volume import nonzero_brain, read_flair
 
 SCHEMA = 1
-# The first of these that was measured is what the others are compared with.
-BASELINES = (BASELINE, "window-onnx", "cpu-fp32")
 SLAB, QUICK_SLAB = 26, 12  # output slices on which every case is measured
 QUICK_S = 270.0  # after which --quick begins nothing more
 WHOLE_VOLUME_S = 100.0  # a case that would take longer for one volume is measured on the slab alone
@@ -125,7 +123,7 @@ class _Bench:
     def run(self) -> dict[str, Any]:
         self.say("what the machine can do")
         rates, work = self._rates(), self._work()
-        rows = [_row(case) for case in self.cases]
+        rows = [row_of(case) for case in self.cases]
         running = [one for row, case in zip(rows, self.cases, strict=True) if (one := self._start(case, row))]
         self._time_slab(running)
         compared_with = self._compare(running)
@@ -136,7 +134,7 @@ class _Bench:
             one.child.close()
         if not self.request.quick:
             self._start_again(running)
-        baseline = self._ratios(rows)
+        baseline = relate(rows, len(self.prepared.brain))
         self._limits(running, rates, work)
         report = {
             **self._described(),
@@ -147,7 +145,7 @@ class _Bench:
             "cases": rows,
             "scaling": None if self.request.quick else self._scaling(running),
         }
-        return _finite(report)  # type: ignore[no-any-return]
+        return finite(report)  # type: ignore[no-any-return]
 
     # What is measured.
 
@@ -322,24 +320,6 @@ class _Bench:
 
     # What follows from it.
 
-    def _ratios(self, rows: list[dict[str, Any]]) -> str | None:
-        """Fill in what is relative to the baseline and to the number of slices; the baseline's name."""
-        slices = len(self.prepared.brain)
-        measured = [row for row in rows if row["skipped"] is None and row["s_per_slice"] is not None]
-        if not measured:
-            return None
-        base = next((row for name in BASELINES for row in measured if row["name"] == name), measured[0])
-        for row in measured:
-            whole = row["volume"]
-            # Without reading and writing, where the volume is scaled: a baseline is not made slower than it is.
-            row["volume_s"] = whole["median"] if whole else row["s_per_slice"] * slices
-            row["volume_scaled"] = whole is None
-            row["volumes_per_minute"] = 60 / row["volume_s"]
-        for row in measured:
-            row["times_faster"] = base["s_per_slice"] / row["s_per_slice"]
-            row["times_faster_volume"] = base["volume_s"] / row["volume_s"]
-        return str(base["name"])
-
     def _limits(self, running: list[_Running], rates: dict[str, Any], work: dict[str, Any] | None) -> None:
         if work is None:
             return
@@ -380,38 +360,6 @@ class _Bench:
             "threads": self.threads,
             "notes": notes,
         }
-
-
-def _row(case: Case) -> dict[str, Any]:
-    """A case before it is measured."""
-    known = {"name": case.name, "title": case.title, "precision": case.precision, "skipped": case.skip}
-    later = (
-        "library",
-        "device",
-        "slab",
-        "s_per_slice",
-        "times_faster",
-        "volume",
-        "volume_s",
-        "volume_scaled",
-        "stages",
-    )
-    more = ("times_faster_volume", "volumes_per_minute", "start_s", "first_s", "cold_s", "cold_again_s", "peak_mb")
-    return {
-        **known,
-        **dict.fromkeys((*later, *more, "device_mb", "parity", "roofline")),
-        "findings": [],
-        "wrong": False,
-    }
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what is not a number, of which JSON has none."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_phantom(folder: Path) -> Path:

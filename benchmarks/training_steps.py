@@ -23,7 +23,8 @@ import typer
 from lesionrt.runtime.phantom import phantom
 from lesionrt.train.dataset import Scan
 from lesionrt.train.recipe import Recipe, load_recipe
-from lesionrt.train.training import Progress, train
+from lesionrt.train.run import Progress
+from lesionrt.train.training import train
 
 
 class _Enough(Exception):

@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 
 from lesionrt.benchmarks.cases import Case, open_case
-from lesionrt.runtime.backends import Backend
-from lesionrt.runtime.backends.choice import BackendChoice, Chosen
-from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
+from lesionrt.runtime.bundle import REFERENCE, load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.outputs import plan_jobs, write_results
 from lesionrt.runtime.parity import load_reference
@@ -46,27 +44,6 @@ class Order:
     window_graph: str
     threads: int
     slab: tuple[int, int]
-
-
-class _Measured(BackendChoice):
-    """No choice: the network that is measured."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.first = Chosen(backend, "measured")
-
-    def infer(
-        self, slices: np.ndarray, chunk: int | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> tuple[np.ndarray, Chosen]:
-        """Probabilities of that network."""
-        return infer_in_chunks(self.first.backend, slices, chunk, progress), self.first
-
-
-class _CaseSegmenter(Segmenter):
-    """The runtime's own way from file to mask, with a network that is loaded already."""
-
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self.bundle, self.threshold, self.chunk = bundle, bundle.threshold, None
-        self.min_lesion_mm3, self.load_seconds, self._choice = 0.0, 0.0, _Measured(backend)
 
 
 class Worker:
@@ -125,9 +102,10 @@ class Worker:
 
     def volume(self) -> dict[str, Any]:
         """From file to files, once."""
+        segmenter = Segmenter(self._order.bundle, backend=self._backend)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            found = _CaseSegmenter(self._bundle, self._backend)(self._order.flair)
+            found = segmenter(self._order.flair)
             segmented = time.perf_counter()
             write_results(found, plan_jobs([Path(self._order.flair)], Path(folder)).jobs[0])
             end = time.perf_counter()

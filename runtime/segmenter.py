@@ -73,7 +73,8 @@ class Segmenter:
     model
         A bundle's folder; None for the default model.
     backend
-        One of :data:`lesionrt.runtime.backends.NAMES`; or ``auto``, for the fastest that takes the volume.
+        One of :data:`lesionrt.runtime.backends.NAMES`; or ``auto``, for the fastest that takes the volume; or one that
+        :func:`lesionrt.runtime.backends.open_backend` gave, which stays open.
     threshold
         A voxel is lesion where its probability is over this; None for the model's own.
     min_lesion_mm3
@@ -105,7 +106,7 @@ class Segmenter:
         self,
         model: str | Path | None = None,
         *,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         threshold: float | None = None,
         min_lesion_mm3: float = 0.0,
         chunk: int | None = None,

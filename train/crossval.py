@@ -17,7 +17,8 @@ from lesionrt.train.evaluation import GROUPS, evaluate, plain
 from lesionrt.train.evaluation_page import evaluation_page
 from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import Recipe
-from lesionrt.train.training import CHECKPOINT, RUN, Interrupted, train
+from lesionrt.train.run import CHECKPOINT, RUN, Interrupted
+from lesionrt.train.training import train
 
 SCHEMA = 1  # of the summary
 PLAN, SUMMARY = "plan.json", "crossval"

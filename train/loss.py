@@ -3,8 +3,11 @@
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+
+from lesionrt.train.model import Network
+from lesionrt.train.recipe import Recipe
 
 
 def dice_loss(probabilities: Tensor, lesions: Tensor, smoothing: float, whole: bool = False) -> Tensor:
@@ -30,3 +33,17 @@ def loss_of(logits: Tensor, lesions: Tensor, smoothing: float, cross_entropy: fl
     if cross_entropy:
         loss = loss + cross_entropy * F.binary_cross_entropy_with_logits(margin, lesions)
     return loss
+
+
+class Objective(nn.Module):
+    """The loss of a batch, as one module: what several processes share the gradients of."""
+
+    def __init__(self, network: Network, recipe: Recipe) -> None:
+        super().__init__()
+        self.network, self.recipe = network, recipe
+
+    def forward(self, slices: Tensor, lesions: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, and logits (n, 2, H, W)."""
+        windows = self.recipe.sampling == "windows"
+        logits = self.network.window_logits(slices) if windows else self.network.slab_logits(slices)
+        return loss_of(logits, lesions.flatten(0, 1), self.recipe.dice_smoothing, self.recipe.cross_entropy), logits

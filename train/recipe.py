@@ -75,7 +75,12 @@ class Recipe:
             raise DatasetError(
                 f"recipe: size is {self.size}; expected a multiple of {self.network.size_multiple}, as the network has {self.network.levels} levels"
             )
-        for name, most in (("lesion_centred", 1.0), ("average", 0.9999), ("frozen_norms", 1.0), ("attention_gain", 1.0)):
+        for name, most in (
+            ("lesion_centred", 1.0),
+            ("average", 0.9999),
+            ("frozen_norms", 1.0),
+            ("attention_gain", 1.0),
+        ):
             if not 0 <= getattr(self, name) <= most:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected 0 to {most:g}")
         for name in ("weight_decay", "cross_entropy"):

@@ -29,7 +29,7 @@ class BackendChoice:
     Parameters
     ----------
     asked
-        A backend's name, or ``auto``.
+        A backend's name, or ``auto``; or a loaded backend, which stays open.
     bundle
         The model.
     threads
@@ -50,7 +50,7 @@ class BackendChoice:
         If there is no such backend.
     """
 
-    def __init__(self, asked: str, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, asked: str | Backend, bundle: Bundle, threads: int | None = None) -> None:
         self._asked, self._bundle, self._threads = asked, bundle, threads
         self._lock = threading.Lock()
         self._opened: dict[str, Backend] = {}
@@ -84,6 +84,8 @@ class BackendChoice:
                     raise error from None
 
     def _choose(self, refused: dict[str, str]) -> Chosen:
+        if not isinstance(self._asked, str):
+            return Chosen(self._asked, "given, loaded")
         name, why = choose(self._asked, self._bundle, refused)
         with self._lock:
             if name not in self._opened:

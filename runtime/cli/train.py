@@ -38,7 +38,8 @@ def command(
         from lesionrt.train.check import patients_in_two_splits
         from lesionrt.train.dataset import read_dataset, select
         from lesionrt.train.recipe import load_recipe
-        from lesionrt.train.training import Progress, train
+        from lesionrt.train.run import Progress
+        from lesionrt.train.training import train
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar

@@ -20,8 +20,8 @@ from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError
 from lesionrt.train.checkpoint import save_checkpoint
 from lesionrt.train.model import NetworkConfig
-from lesionrt.train.training import round_weights
 from lesionrt.train.untrained import untrained_checkpoint
+from lesionrt.train.weights import round_weights
 
 Run = Callable[..., Any]
 SLICES = np.random.default_rng(0).normal(size=(4, 1, 8, 12)).astype(np.float32)

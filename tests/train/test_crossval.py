@@ -30,7 +30,7 @@ from lesionrt.train.crossval_page import crossval_page
 from lesionrt.train.dataset import Scan, read_dataset
 from lesionrt.train.evaluation import FIELD
 from lesionrt.train.recipe import Recipe, load_recipe
-from lesionrt.train.training import Interrupted
+from lesionrt.train.run import Interrupted
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (

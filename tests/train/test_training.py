@@ -19,7 +19,9 @@ from lesionrt.train.dataset import Scan, read_dataset
 from lesionrt.train.loss import loss_of
 from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
-from lesionrt.train.training import Interrupted, initialise, train
+from lesionrt.train.run import Interrupted
+from lesionrt.train.training import train
+from lesionrt.train.weights import initialise
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -288,7 +290,8 @@ PROCESS = """if True:
     import sys, torch, torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
     from lesionrt.train.recipe import load_recipe
-    from lesionrt.train.training import _Objective, initialise
+    from lesionrt.train.loss import Objective
+    from lesionrt.train.weights import initialise
     from lesionrt.train.model import Network
     recipe = load_recipe("default", sys.argv[2].split(","))
     torch.manual_seed(0)
@@ -296,7 +299,7 @@ PROCESS = """if True:
     initialise(network)
     network.eval()
     slices, lesions = torch.randn(4, 4, 32, 32), (torch.rand(4, 2, 32, 32) > 0.9).float()
-    objective = _Objective(network, recipe)
+    objective = Objective(network, recipe)
     rank, world = 0, 1
     if sys.argv[3] == "two":
         dist.init_process_group("gloo")

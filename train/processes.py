@@ -1,0 +1,53 @@
+"""One process or several, and the signals that they get."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from lesionrt.runtime.errors import UnavailableError
+
+
+def ignore_signals(worker: int) -> None:
+    """A signal to the whole group stops the main process, which then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM until the step in progress is done."""
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda signum, _: caught.append(signum)) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[tuple[int, int, torch.device]]:
+    """Rank, number of processes and device; several processes where ``torchrun`` started them."""
+    cuda = torch.cuda.is_available()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda and local >= torch.cuda.device_count():
+        raise UnavailableError(
+            f"process {local + 1} of this machine has no GPU of its own: {torch.cuda.device_count()} are seen; start fewer with --nproc-per-node"
+        )
+    if cuda:
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield 0, 1, device
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # counts and signals stay on the CPU
+    try:
+        yield dist.get_rank(), world, device
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,372 @@
+"""A training in progress: its steps, its state on disk, and what it leaves."""
+
+import io
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from lesionrt.runtime.bundle import ModelInfo
+from lesionrt.runtime.errors import CheckpointError, DatasetError, LesionrtError, OutputError
+from lesionrt.runtime.files import write_atomically
+from lesionrt.train.cache import PreparedScan
+from lesionrt.train.checkpoint import Checkpoint, read_torch_file, save_checkpoint
+from lesionrt.train.history import draw_history, history_csv
+from lesionrt.train.loss import Objective, loss_of
+from lesionrt.train.model import Network
+from lesionrt.train.processes import ignore_signals, signals
+from lesionrt.train.recipe import Recipe
+from lesionrt.train.samples import Batches, Slabs, Windows
+from lesionrt.train.weights import initialise, norms, round_weights
+
+FORMAT = "lesionrt training state"
+VERSION = 1
+CHECKPOINT, STATE, BEST = "checkpoint.pt", "state.pt", "best.pt"
+RUN, HISTORY, PICTURE = "run.json", "history.csv", "history.png"
+VALIDATION_SLICES = 8  # at a time
+LARGEST_GRADIENT = 1.0  # norm; one wild batch must not throw the network off
+Say = Callable[[str], None]
+
+
+class Interrupted(LesionrtError):
+    """A training that was asked to stop and can be resumed."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is."""
+
+    step: int
+    steps: int
+    loss: float
+    slices_per_second: float
+    seconds_left: float
+
+
+class Run:
+    """A training in progress: what its state file holds, and what happens to it."""
+
+    def __init__(self, recipe: Recipe, out: Path, rank: int, world: int, device: torch.device) -> None:
+        self.recipe, self.out, self.rank, self.world, self.device = recipe, out, rank, world, device
+        torch.manual_seed(recipe.seed)
+        self.network = Network(recipe.network)
+        initialise(self.network, recipe.attention_gain)
+        # Channels last is faster in half precision on a GPU, and a third slower on a CPU.
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        self.network.to(device, memory_format=layout)
+        if recipe.average:  # statistics of few slabs vary much
+            for norm in norms(self.network):
+                norm.momentum = 1 - recipe.average
+        if world > 1 and device.type == "cuda":  # one process's few slabs have poor batch statistics
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.average = (
+            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
+            if recipe.average
+            else None
+        )
+        parameters = self.network.parameters()
+        self.optimiser: torch.optim.Optimizer = (
+            torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+            if recipe.optimiser == "adamw"
+            else torch.optim.SGD(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        )
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.totals = _no_totals()
+
+    @property
+    def result(self) -> Network:
+        """The network that is validated and kept."""
+        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def describe(
+        self, train: dict[str, list[str]], validation: dict[str, list[str]], start: str | None, resume: bool
+    ) -> None:
+        """Write what this run is; on resuming, compare."""
+        content = {"recipe": self.recipe.as_dict(), "train": train, "validation": validation, "start": start}
+        path = self.out / RUN
+        if resume:
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                changed = [key for key in content if stored[key] != content[key]]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise OutputError(f"{path}: no run to resume ({error}); start it without --resume") from error
+            if changed:
+                raise DatasetError(
+                    f"{path}: the run to resume has another {', '.join(changed)}; give what it was started with, or another folder"
+                )
+        elif self.rank == 0:
+            versions = {name: version(name) for name in ("lesionrt", "torch", "numpy")}
+            where = {"device": str(self.device), "machine": platform.machine(), "processes": self.world}
+            text = json.dumps({**content, "versions": versions, "where": where}, indent=2)
+            write_atomically({path: f"{text}\n".encode()})
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Take another network's weights."""
+        if checkpoint.network.config != self.recipe.network:
+            raise CheckpointError(
+                f"the checkpoint to start from has network {checkpoint.network.config}; expected {self.recipe.network}"
+            )
+        for network in {self.network, self.result}:
+            network.load_state_dict(checkpoint.network.state_dict())
+
+    def fit(
+        self,
+        samples: Slabs | Windows,
+        validation: Sequence[PreparedScan],
+        say: Say,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        """All steps from the present one on."""
+        objective: nn.Module = Objective(self.network, self.recipe)
+        if self.world > 1:
+            objective = DistributedDataParallel(objective)
+        workers = 0 if self.device.type == "cpu" else min(8, (os.cpu_count() or 2) - 1)
+        loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_sampler=Batches(samples, self.step, self.rank, self.world),
+            num_workers=workers,
+            worker_init_fn=ignore_signals,
+        )
+        began, first = time.perf_counter(), self.step
+        with signals() as caught:
+            for slices, lesions in loader:
+                loss = self._advance(objective, slices, lesions, samples.batches)
+                seconds = (time.perf_counter() - began) / (self.step - first)
+                outputs = len(lesions.flatten(0, 1)) * self.world
+                now = Progress(
+                    self.step, samples.batches, loss, outputs / seconds, seconds * (samples.batches - self.step)
+                )
+                progress(now)
+                end = self.step % samples.epoch_batches == 0 or self.step == samples.batches
+                if end:
+                    self._end_epoch(validation, now, samples.epoch_batches, say)
+                signum = self._agreed(caught)
+                if signum and self.step < samples.batches:
+                    if not end:
+                        self._save_state()
+                    raise Interrupted(
+                        f"stopped after step {self.step} of {samples.batches}; {self.out / STATE} is written, continue with --resume",
+                        signum,
+                    )
+
+    def _advance(self, objective: nn.Module, slices: Tensor, lesions: Tensor, steps: int) -> float:
+        """One step; its loss."""
+        seed = np.random.SeedSequence([self.recipe.seed, self.step, self.rank]).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed))  # dropout's, the same after resuming
+        self.network.train()
+        if self._frozen(steps):
+            for norm in norms(self.network):
+                norm.eval()
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step, steps)
+        slices, lesions = (part.to(self.device, non_blocking=True) for part in (slices, lesions))
+        value, norm, logits = self._gradient(objective, slices, lesions)
+        if self._frozen(steps) and not math.isfinite(norm):
+            # Where nothing renormalises them, products of products of unbounded maps can leave float32's range. Such a
+            # batch is computed with its own statistics, and they count: the weights have left the ones that were kept.
+            self.network.train()
+            value, norm, logits = self._gradient(objective, slices, lesions)
+        if not (math.isfinite(value) and math.isfinite(norm)):  # the gradient is shared: every process stops here
+            raise DatasetError(
+                f"the loss is {value} and its gradient's norm {norm} at step {self.step + 1} of {steps}; no weights were changed by it "
+                f"and {self.out / STATE} is as it was. Try a lower learning rate in another folder, or look at the scans with "
+                "`lesionrt data check`"
+            )
+        self.optimiser.step()
+        if self.average is not None:
+            if self._frozen(steps) and not self._frozen(steps, self.step - 1):
+                self.average.module.load_state_dict(self.network.state_dict())  # from here on, of what is kept
+            else:
+                self.average.update_parameters(self.network)
+        self.step += 1
+        found = logits[:, 1] > logits[:, 0]
+        self.totals += torch.tensor(
+            [value, 1, (found * lesions.flatten(0, 1)).sum(), found.sum(), lesions.sum()], dtype=torch.float64
+        )
+        return value
+
+    def _gradient(self, objective: nn.Module, slices: Tensor, lesions: Tensor) -> tuple[float, float, Tensor]:
+        """Loss, norm of its gradient before that is clipped, and logits."""
+        with self._autocast():
+            loss, logits = objective(slices, lesions)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        largest = LARGEST_GRADIENT if self.recipe.optimiser == "adamw" else math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), largest))
+        return loss.item(), norm, logits.detach()
+
+    def _frozen(self, steps: int, step: int | None = None) -> bool:
+        """Whether the norms compute with the statistics that they have by then, as at inference."""
+        return (self.step if step is None else step) >= steps * (1 - self.recipe.frozen_norms)
+
+    def _end_epoch(self, validation: Sequence[PreparedScan], now: Progress, epoch_batches: int, say: Say) -> None:
+        totals = self.totals.clone()
+        if self.world > 1:
+            dist.all_reduce(totals)
+        row = {
+            "epoch": float(-(-self.step // epoch_batches)),
+            "step": float(self.step),
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "loss": float(totals[0] / totals[1]),
+            "dice": _dice(totals[2:]),
+            "slices_per_second": now.slices_per_second,
+        }
+        if validation:
+            row |= self._validate(validation)
+        best = max((old.get("validation_dice", -1.0) for old in self.history), default=-1.0)
+        self.history.append(row)
+        self.totals = _no_totals()
+        if self.rank == 0 and self.recipe.keep == "best" and row["validation_dice"] > best:
+            write_atomically({self.out / BEST: _saved(self.result.state_dict())})
+        self._save_state()
+        if self.rank:
+            return
+        write_atomically(
+            {self.out / HISTORY: history_csv(self.history), self.out / PICTURE: draw_history(self.history)}
+        )
+        held = f", validation Dice {row['validation_dice']:.4f}" if validation else ""
+        say(
+            f"epoch {row['epoch']:.0f}, step {now.step} of {now.steps}: loss {row['loss']:.4f}, Dice {row['dice']:.4f}{held}; "
+            f"{now.slices_per_second:.1f} slices/s, {now.seconds_left / 60:.0f} min left"
+        )
+
+    def _validate(self, scans: Sequence[PreparedScan]) -> dict[str, float]:
+        """Loss and Dice over the validation scans: whole volumes for slabs, slices with lesions for windows (the paper's way)."""
+        network = self.result.eval()
+        totals, losses = torch.zeros(3, dtype=torch.float64), []
+        with torch.inference_mode(), self._autocast():
+            for scan in scans:
+                centres = torch.arange(1, len(scan.slices) - 1)
+                if self.recipe.sampling == "windows":
+                    centres = torch.from_numpy(scan.lesion_slices)
+                stack, lesions = torch.from_numpy(scan.slices).float(), torch.from_numpy(scan.lesions).float()
+                for part in centres.split(VALIDATION_SLICES):
+                    if self.recipe.sampling == "windows":
+                        windows = torch.stack([stack[part - 1], stack[part], stack[part + 1]], 1)
+                        logits = network.window_logits(windows.to(self.device))
+                    else:
+                        logits = network.stack_logits(stack[part[0] - 1 : part[-1] + 2, None].to(self.device))
+                    target = lesions[part].to(self.device)
+                    found = logits[:, 1] > logits[:, 0]
+                    totals += torch.tensor([(found * target).sum(), found.sum(), target.sum()], dtype=torch.float64)
+                    smoothing, weight = self.recipe.dice_smoothing, self.recipe.cross_entropy
+                    losses.append(float(loss_of(logits, target, smoothing, weight, whole=True)))
+        return {"validation_loss": sum(losses) / len(losses), "validation_dice": _dice(totals)}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        half = self.recipe.precision == "bfloat16" or (self.recipe.precision == "auto" and has_bfloat16(self.device))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+    def _agreed(self, caught: list[int]) -> int:
+        """The signal that any process got, 0 for none."""
+        signum = torch.tensor(caught[0] if caught else 0)
+        if self.world > 1:
+            dist.all_reduce(signum, op=dist.ReduceOp.MAX)
+        return int(signum)
+
+    def _save_state(self) -> None:
+        totals = self.totals.clone()
+        if self.world > 1:
+            dist.all_reduce(totals)
+        if self.rank:
+            return
+        state = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history,
+            "totals": totals,
+        }
+        write_atomically({self.out / STATE: _saved(state)})
+
+    def load_state(self) -> None:
+        """Continue where the state file was written."""
+        path = self.out / STATE
+        if not path.exists():
+            return  # stopped before the first one: from the beginning
+        state = read_torch_file(path)
+        if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("version") != VERSION:
+            raise CheckpointError(f"{path}: not the state of a lesionrt training; start the run again")
+        try:
+            self.network.load_state_dict(state["network"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.history = int(state["step"]), list(state["history"])
+            self.totals = state["totals"] / self.world
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: does not fit the run ({error}); start the run again") from error
+
+    def finish(self, info: ModelInfo) -> Path:
+        """Write the checkpoint: weights rounded to half precision once, so that every format holds the same ones."""
+        path = self.out / CHECKPOINT
+        if self.rank == 0:
+            network = Network(self.recipe.network)
+            best = self.out / BEST
+            network.load_state_dict(read_torch_file(best) if self.recipe.keep == "best" else self.result.state_dict())
+            round_weights(network)
+            save_checkpoint(Checkpoint(network.eval(), self.recipe.preparation, info), path)
+        return path
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Of a step: a linear warm-up, then constant or half a cosine down to 0.
+
+    >>> [round(learning_rate(Recipe(warm_up=2, learning_rate=0.1), step, 6), 4) for step in range(6)]
+    [0.05, 0.1, 0.1, 0.0854, 0.05, 0.0146]
+    """
+    if step < recipe.warm_up:
+        return recipe.learning_rate * (step + 1) / recipe.warm_up
+    if recipe.decay == "none":
+        return recipe.learning_rate
+    done = (step - recipe.warm_up) / max(1, steps - recipe.warm_up)
+    return recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    # Plain AVX-512 emulates it, and is then slower than float32.
+    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
+
+
+def _dice(counts: Tensor) -> float:
+    """Of overlap, found and true voxels; 1 where there is neither."""
+    overlap, found, true = counts.tolist()
+    return 2 * overlap / (found + true) if found + true else 1.0
+
+
+def _no_totals() -> Tensor:
+    return torch.zeros(5, dtype=torch.float64)  # loss, steps, overlap, found, true
+
+
+def _saved(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
