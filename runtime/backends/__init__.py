@@ -140,15 +140,24 @@ def choose(name: str, bundle: Bundle | None = None, refused: Mapping[str, str] =
         If it cannot run here.
     """
     if name == "auto":
-        probes: list[Probe] = []
+        passed: list[Probe] = []
+        slower = None
         for candidate in NAMES:
-            found = _passing_the_slower(probe(candidate, bundle))
-            found = replace(found, problem=refused.get(candidate, found.problem))
+            found = probe(candidate, bundle)
+            if candidate in refused:
+                found = replace(found, problem=refused[candidate], remedy=None)
             if found.problem is None:
-                passed = "".join(f"; not {other.name}: {other.problem}" for other in probes)
-                return candidate, f"auto: the first of {', '.join(NAMES)} that can run here{passed}"
-            probes.append(found)
-        reasons = "\n".join(f"  {other.name}: {other.problem}. {other.remedy}" for other in probes)
+                found = replace(found, problem=_slower_because(candidate))
+                slower = slower or (candidate if found.problem is not None else None)
+            if found.problem is None:
+                others = "".join(f"; not {other.name}: {other.problem}" for other in passed)
+                return candidate, f"auto: the first of {', '.join(NAMES)} that can run here{others}"
+            passed.append(found)
+        if slower is not None:
+            return slower, f"auto: the only one that can run here; {', '.join(NAMES)} were looked at"
+        reasons = "\n".join(
+            f"  {other.name}: {'. '.join(text for text in (other.problem, other.remedy) if text)}" for other in passed
+        )
         raise UnavailableError(f"no backend can run here:\n{reasons}")
     if name not in _MODULES:
         raise UsageError(f"backend {name!r} is not known; expected auto, {', '.join(NAMES)}")
@@ -158,12 +167,11 @@ def choose(name: str, bundle: Bundle | None = None, refused: Mapping[str, str] =
     return name, "asked for"
 
 
-def _passing_the_slower(found: Probe) -> Probe:
-    """For `auto`: a backend that can run and would be slower than one after it counts as one that cannot."""
-    module = import_module(_MODULES[found.name])
-    if found.problem is not None or not hasattr(module, "slower_because"):
-        return found
-    return replace(found, problem=module.slower_because(), remedy=f"It runs with --backend {found.name}")
+def _slower_because(name: str) -> str | None:
+    """Why a backend that can run should be passed by if another can, too."""
+    module = import_module(_MODULES[name])
+    reason: str | None = module.slower_because() if hasattr(module, "slower_because") else None
+    return reason
 
 
 def open_backend(name: str, bundle: Bundle, precision: str | None = None, threads: int | None = None) -> Backend:

@@ -54,6 +54,7 @@ class BackendChoice:
         self._asked, self._bundle, self._threads = asked, bundle, threads
         self._lock = threading.Lock()
         self._opened: dict[str, Backend] = {}
+        self._failed: dict[str, str] = {}
         self.first = self._choose({})
 
     def infer(
@@ -86,11 +87,17 @@ class BackendChoice:
     def _choose(self, refused: dict[str, str]) -> Chosen:
         if not isinstance(self._asked, str):
             return Chosen(self._asked, "given, loaded")
-        name, why = choose(self._asked, self._bundle, refused)
-        with self._lock:
-            if name not in self._opened:
-                self._opened[name] = open_backend(name, self._bundle, threads=self._threads).__enter__()
-            return Chosen(self._opened[name], why)
+        while True:
+            name, why = choose(self._asked, self._bundle, {**self._failed, **refused})
+            with self._lock:
+                if name in self._opened:
+                    return Chosen(self._opened[name], why)
+                try:
+                    self._opened[name] = open_backend(name, self._bundle, threads=self._threads).__enter__()
+                except UnavailableError as error:  # it seemed able to
+                    if self._asked != "auto":
+                        raise
+                    self._failed[name] = str(error)
 
     def __enter__(self) -> Self:
         return self

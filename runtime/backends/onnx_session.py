@@ -87,7 +87,8 @@ class OnnxSession:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            session = ort.InferenceSession(graph, options, providers=[provider])
+            # Its own fallback would print to stdout, move to the CPU and go on.
+            session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exceptions share no base
             raise BundleError(
                 f"{graph}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})"

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lesionrt.runtime.backends import NAMES, cuda, engine, engine_choice, probe
+from lesionrt.runtime.backends import NAMES, cuda, engine, engine_choice, open_backend, probe
+from lesionrt.runtime.backends.choice import BackendChoice
 from lesionrt.runtime.bundle import Bundle, load_bundle
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.errors import StackError, UnavailableError
@@ -169,6 +170,28 @@ def test_verify_compares_each_engine_of_a_precision(tiny_bundle: Path, tmp_path:
         verify(
             listing(tiny_bundle, tmp_path / "alone", small), reference, "tensorrt", {"fp32": TOLERANCES["fp32"]}, Opened
         )
+
+
+def test_auto_passes_by_a_backend_that_seemed_able_and_cannot_be_opened(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(tiny_bundle)
+    opened: list[str] = []
+
+    def broken(name: str, *arguments: object, **options: object) -> object:
+        opened.append(name)
+        if len(opened) == 1:
+            raise UnavailableError("its library is broken")
+        return open_backend(name, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lesionrt.runtime.backends.choice.open_backend", broken)
+    with BackendChoice("auto", bundle) as choice:
+        assert len(opened) == 2
+        assert choice.first.backend.name == opened[1]
+        assert f"not {opened[0]}: its library is broken" in choice.first.why
+    opened.clear()
+    with pytest.raises(UnavailableError, match="its library is broken"):
+        BackendChoice("cpu", bundle)
 
 
 def test_every_backend_answers_to_the_name_that_it_was_asked_by() -> None:

@@ -68,6 +68,7 @@ def test_auto_passes_it_by_where_it_is_not_faster(tiny_bundle: Path, monkeypatch
     assert name == "cpu"
     assert "not openvino: the CPU has no bfloat16" in why
     assert choose("openvino", bundle) == ("openvino", "asked for")
+    assert choose("auto", bundle, {"cpu": "broken"})[0] == "openvino"  # slower is better than not at all
     assert precisions("openvino", bundle) == ["fp32"]
     with pytest.raises(BundleError, match=r"openvino runs fp32 of a bundle .* not bf16"):
         open_backend("openvino", bundle, "bf16")
