@@ -204,7 +204,17 @@ def run_fold(
         say("training continues" if resume else "training")
         model = f"{fold.variant}, fold {fold.number}"
         try:
-            train(fold.recipe, fold.train, fold.validation, fold.folder, resume, say=say, name=model, cache=cache)
+            train(
+                fold.recipe,
+                fold.train,
+                fold.validation,
+                fold.folder,
+                resume,
+                say,
+                name=model,
+                cache=cache,
+                left_out=fold.test,
+            )
         except Interrupted as error:
             message = f"{model}: stopped, its state is written; the same command continues it"
             raise Interrupted(message, error.exit_code - 128) from error

@@ -91,9 +91,11 @@ def import_official(path: Path) -> Checkpoint:
     """
     content = read_torch_file(path)
     state = content.get("model_state") if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise CheckpointError(
-            f"{path}: holds no 'model_state' with tensors; expected a checkpoint of the authors' train.py"
+            f"{path}: holds no 'model_state' of named tensors; expected a checkpoint of the authors' train.py"
         )
     return Checkpoint(
         network=network_from_official(state, str(path)),

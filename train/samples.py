@@ -34,8 +34,11 @@ class Slabs(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         recipe, rng = self._recipe, np.random.default_rng([self._recipe.seed, index])
-        # Neighbours in a step come from different patients, whatever their number of scans.
-        patient = self._patients[(index + rng.integers(2)) % len(self._patients)]
+        # A step's slabs come from as many patients as there are, whatever their number of scans: the batch statistics of
+        # one scan do not train.
+        step, place = divmod(index, recipe.slabs)
+        order = np.random.default_rng([recipe.seed, step, recipe.slabs]).permutation(len(self._patients))
+        patient = self._patients[order[place % len(order)]]
         scan = patient[rng.integers(len(patient))]
         centre = self._centres[scan.name].draw(rng, rng.random() < recipe.lesion_centred, recipe.size // 4)
         slab = cut(scan, centre, recipe.slab_slices, recipe.size, recipe.augmentation, self._donors, rng)

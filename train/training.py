@@ -29,6 +29,7 @@ def train(
     start: Path | None = None,
     name: str | None = None,
     cache: Path | None = None,
+    left_out: Sequence[Scan] = (),
 ) -> Path:
     """Train a network and write its checkpoint.
 
@@ -52,6 +53,9 @@ def train(
         Of the model; None for the folder's name.
     cache
         Folder of prepared scans; None for ``cache`` beside the run.
+    left_out
+        Scans that are neither trained on nor validate, so that the network may be tested on them: none of their masks may
+        be painted into others.
 
     Returns
     -------
@@ -74,6 +78,10 @@ def train(
     if shared:
         say(
             f"note: {', '.join(sorted(shared))} both trains and validates: the validation figure is not one of new patients"
+        )
+    if recipe.sampling == "slabs" and len({scan.patient for scan in train_scans}) == 1:
+        say(
+            f"note: all scans are of one patient ({train_scans[0].patient}): expect little of the network on another one"
         )
     if recipe.keep == "best" and not validation_scans:
         raise DatasetError(
@@ -99,7 +107,7 @@ def train(
         held = [load_scan(scan, recipe.preparation, multiple, cache) for scan in validation_scans]
         if recipe.keep == "best" and not any(scan.lesions.any() for scan in held):
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
-        samples = _samples(recipe, scans, validation_scans, world)
+        samples = _samples(recipe, scans, [*validation_scans, *left_out], world)
         run.describe(
             {scan.name: contents(scan) for scan in train_scans},
             {scan.name: contents(scan) for scan in validation_scans},
@@ -138,6 +146,8 @@ def _samples(recipe: Recipe, scans: Sequence[PreparedScan], held: Sequence[Scan]
             )
         leaked = {sha256(path) for path in paths} & {contents(scan)[1] for scan in held}
         if leaked:
-            raise DatasetError(f"recipe: donors {recipe.donors!r} holds the mask of a scan that validates; take it out")
+            raise DatasetError(
+                f"recipe: donors {recipe.donors!r} holds the mask of a scan that is not trained on; take it out"
+            )
         donors = [read_lesions(path, recipe.preparation) for path in paths]
     return Slabs(scans, recipe, donors)

@@ -77,6 +77,7 @@ def command(
             progress=show,
             start=start,
             name=name,
+            left_out=[scan for scan in scans if scan not in used],
         )
     if first:
         print(f"{path}: written")

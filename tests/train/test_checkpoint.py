@@ -49,6 +49,13 @@ def test_a_truncated_file_is_named(file: Path, keep: float) -> None:
         load_checkpoint(file)
 
 
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02}q\x00.", b"\x80\x04K\x01a."])
+def test_a_pickle_of_nothing_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.pt: "):
+        load_checkpoint(tmp_path / "model.pt")
+
+
 def test_a_damaged_file_is_never_another_network(file: Path) -> None:
     content = file.read_bytes()
     state = load_checkpoint(file).network.state_dict()

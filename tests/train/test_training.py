@@ -1,10 +1,12 @@
 """Training: it learns, it stops and goes on, and several processes do what one would."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,12 +16,15 @@ import torch
 
 from lesionrt.runtime.errors import DatasetError, OutputError
 from lesionrt.runtime.phantom import phantom
+from lesionrt.train.augment import Augmentation
+from lesionrt.train.cache import load_scan
 from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
 from lesionrt.train.dataset import Scan, read_dataset
 from lesionrt.train.loss import loss_of
 from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
 from lesionrt.train.run import Interrupted
+from lesionrt.train.samples import Slabs
 from lesionrt.train.training import train
 from lesionrt.train.weights import initialise
 
@@ -270,6 +275,34 @@ def test_the_losss_gradient_is_that_of_its_formula() -> None:
             moved[index] += step
             sides.append(float(loss_of(moved, lesions, 0.1, 1.0)))
         assert (sides[0] - sides[1]) / 2e-2 == pytest.approx(float(logits.grad[index]), abs=1e-4)
+
+
+@pytest.mark.parametrize("how", ["--without", "--validation"])
+def test_a_scan_that_is_not_trained_on_gives_no_lesions_to_paint(
+    table: Path, tmp_path: Path, run: Run, how: str
+) -> None:
+    (tmp_path / "donors").mkdir()
+    shutil.copy(table.parent / "1_mask.nii.gz", tmp_path / "donors")
+    options = [part for text in [*FAST, f"donors={tmp_path / 'donors'}"] for part in ("--set", text)]
+    found = run("train", table, "-o", tmp_path / "run", how, "patient1", *options, code=3)
+    assert "not trained on" in found.stderr
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_steps_slabs_come_from_as_many_patients_as_there_are(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("default", [*FAST, "slabs=4"])
+    prepared = [load_scan(scan, recipe.preparation, 4, tmp_path) for scan in scans]
+    for number, scan in enumerate(prepared):
+        scan.slices[:] = number  # so that a slab tells where it is from
+        scan.brain[:] = True
+    plain = replace(recipe, augmentation=Augmentation(**dict.fromkeys(recipe.as_dict()["augmentation"], False)))
+    samples = Slabs(prepared, plain, [])
+    orders = set()
+    for step in range(8):
+        seen = [float(samples[index][0].median()) for index in samples.batch(step)]
+        assert sorted(seen) == [0, 0, 1, 1]
+        orders.add(tuple(seen))
+    assert len(orders) > 1  # which of them comes first varies
 
 
 def test_squeeze_and_attention_begins_as_nearly_its_squeezed_side() -> None:
