@@ -59,8 +59,7 @@ weights: $(VENV)/.test-tools
 	$(BIN)/lesionrt export weights/all/checkpoint.pt -o $(DEFAULT) --force --card weights/card.toml \
 		--precision fp32 --precision fp16 --precision bf16
 	$(BIN)/lesionrt evaluate weights/scans.csv --model $(DEFAULT) -o weights/all/evaluation --force
-	$(BIN)/python weights/card.py weights/held-out/evaluation/evaluation.json weights/all/evaluation/evaluation.json \
-		$(DEFAULT) README.md
+	$(BIN)/python weights/card.py weights/held-out weights/all $(DEFAULT) README.md
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

@@ -36,6 +36,7 @@ from lesionrt.runtime.volume import nonzero_brain, read_flair
 
 SCHEMA = 1
 SLAB, QUICK_SLAB = 26, 12  # output slices on which every case is measured
+WARM_UP_S = 10.0  # with --quick, only a shorter volume is computed once before it is timed
 QUICK_S = 270.0  # after which --quick begins nothing more
 WHOLE_VOLUME_S = 100.0  # a case that would take longer for one volume is measured on the slab alone
 Say = Callable[[str], None]
@@ -250,19 +251,20 @@ class _Bench:
     def _time_volumes(self, running: list[_Running]) -> None:
         """From file to files, for the cases that are fast enough; with --quick as far as the time goes."""
         slices = len(self.prepared.brain)
-        chosen, left = [], self.deadline - time.monotonic()
+        chosen, warmed, left = [], set(), self.deadline - time.monotonic()
         for one in sorted(running, key=lambda one: one.row["s_per_slice"]):
             needed = one.row["s_per_slice"] * slices * 1.2 + 2  # reading and writing
             if not one.case.window_by_window and needed < min(WHOLE_VOLUME_S, left):
                 chosen.append(one)
                 left -= needed
+                if not self.request.quick or needed < WARM_UP_S:
+                    warmed.add(one.case.name)
         self.say(f"whole volumes of {slices} slices: {', '.join(one.case.name for one in chosen) or 'no case'}")
         answers: dict[str, list[dict[str, Any]]] = {one.case.name: [] for one in chosen}
         rounds = {one.case.name: partial(self._asked, one, "volume", answers[one.case.name]) for one in chosen}
-        if not self.request.quick:
-            interleaved(rounds, 1)
-            for values in answers.values():
-                values.clear()
+        interleaved({name: once for name, once in rounds.items() if name in warmed}, 1)
+        for values in answers.values():
+            values.clear()
         found = interleaved(rounds, self.request.repeats, self.deadline)
         for one in chosen:
             if one.case.name in found:

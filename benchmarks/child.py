@@ -18,11 +18,12 @@ from lesionrt.runtime.errors import UnavailableError
 LIMIT_S = 3600.0  # for one answer; a process that hangs is ended
 
 
-def environment(threads: int, cache: Path) -> dict[str, str]:
-    """Of a measuring process: its thread count, and caches of compiled kernels that begin empty."""
+def environment(threads: int, cache: Path, precision: str = "") -> dict[str, str]:
+    """Of a measuring process: its thread count, caches of compiled kernels that begin empty, and no TF32 for float32."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     caches = {"XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
-    return {**os.environ, **counts, **caches}
+    exact = {"NVIDIA_TF32_OVERRIDE": "0"} if precision == "fp32" else {}  # which libraries multiply in, unasked
+    return {**os.environ, **counts, **caches, **exact}
 
 
 class Child:
@@ -38,7 +39,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment(order.threads, folder / f"cache-{order.case['name']}"),
+                env=environment(order.threads, folder / f"cache-{order.case['name']}", order.case["precision"]),
             )
 
     def ask(self, do: str, **options: Any) -> dict[str, Any]:

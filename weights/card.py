@@ -1,8 +1,9 @@
-"""Put the figures of two evaluations into the default model's manifest, its page and the README.
+"""Put what two runs did and reached into the default model's manifest, its page and the README.
 
-    python weights/card.py HELD_OUT_EVALUATION ALL_EVALUATION BUNDLE README
+    python weights/card.py HELD_OUT_RUN ALL_RUN BUNDLE README
 
-What they say of the model is copied from what `lesionrt evaluate` found, never typed.
+A run is the folder of a training, with what `lesionrt evaluate` found in `evaluation/`: steps and figures are copied from
+there, never typed.
 """
 
 import json
@@ -33,6 +34,17 @@ def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dic
         for ending, trained_on_it, run in runs
         for scan in run["scans"]
     }
+
+
+def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any]) -> str:
+    """How the model was made, with what the runs' descriptions say in place of the names in braces."""
+    unseen = everyone["train"].keys() - held_out["train"].keys()
+    return text.format(
+        device={"cpu": "CPU cores"}.get(everyone["where"]["device"], "a GPU"),
+        held_steps=held_out["recipe"]["steps"],
+        all_steps=everyone["recipe"]["steps"],
+        held_out=" and ".join(sorted({name.rpartition("_")[0] for name in unseen})),
+    )
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -76,9 +88,11 @@ def page(manifest: dict[str, Any], measured_with: str) -> str:
 def main(held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
     """Write the manifest, the page beside the bundle, and the README's table."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    runs = [json.loads(path.read_text()) for path in (held_out, everyone)]
-    manifest["card"]["figures"] = figures(*runs)
-    by = runs[1]["prediction"]
+    runs = [json.loads((folder / "run.json").read_text()) for folder in (held_out, everyone)]
+    found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in (held_out, everyone)]
+    manifest["card"]["recipe"] = recipe(manifest["card"]["recipe"], *runs)
+    manifest["card"]["figures"] = figures(*found)
+    by = found[1]["prediction"]
     texts = {
         bundle / MANIFEST: json.dumps(manifest, indent=2) + "\n",
         bundle.parent / "README.md": page(manifest, f"{by['backend']}, {by['precision']}"),
