@@ -33,8 +33,11 @@ TISSUE_OVER = -1.5  # a lesion is painted where the brain is brighter than fluid
 LEAST_OPACITY = 0.6
 LEAST_CONTRAST = 1.0  # robust deviations by which a painted lesion is brighter than what it covers
 SMALLEST_TRANSPLANT = 3  # voxels
+SHARPNESS_SHARE = 0.7  # of slabs
+SHARPEST = 1.5  # times what blurring takes away is added
 CONTRAST_SHARE = 0.7  # of slabs
 PALEST_LESION = 1.2  # robust deviations: as bright as the brightest grey matter
+SMOOTH_PX = 1.5
 LESION_GROUND = 0.3  # between white and grey matter: what lesions fade towards
 
 
@@ -50,6 +53,7 @@ class Augmentation:
     noise: bool = True
     thickness: bool = True
     intensity: bool = True
+    sharpness: bool = True
     contrast: bool = True
     transplant: bool = True
 
@@ -175,7 +179,8 @@ def transplant(
     start = np.round(scan.start_mm + np.array([first, 0, 0]) - donor.start_mm + shift).astype(int)
     painted = _window(donor.mask, start, stack.shape)
     bright = scan.lesion_z * rng.uniform(0.75, 1.3)
-    healthy = brain & ~lesions & (stack > TISSUE_OVER) & (stack < bright - LEAST_CONTRAST)
+    level = _smoothed(stack, brain)
+    healthy = brain & ~lesions & (level > TISSUE_OVER) & (level < bright - LEAST_CONTRAST)
     labels, found = ndimage.label(painted & healthy)
     if not found:
         return stack, lesions
@@ -185,16 +190,15 @@ def transplant(
     painted = kept[labels]
     softness = ndimage.gaussian_filter(painted.astype(np.float32), rng.uniform(0.4, 0.9))
     softness = np.where(painted, np.maximum(softness, LEAST_OPACITY), softness)  # a small one must not fade away
-    own = 0.2  # of the tissue's texture stays
-    blended = stack + softness * (1 - own) * np.maximum(bright - stack, 0)
-    return np.where(brain, blended, stack), lesions | painted
+    # The tissue's own noise stays on the lesion, or a network learns that what is bright and smooth was painted.
+    return np.where(brain, stack + softness * np.maximum(bright - level, 0), stack), lesions | painted
 
 
 def fade(stack: Array, lesions: Mask, bright: float, wanted: float) -> Array:
     """Lesions of another brightness, so that a network cannot go by that of the few scans at hand.
 
     What exceeds the tissue around is scaled, in the lesions and softly beyond their edges, so that lesions of median `bright`
-    get median `wanted`.
+    get median `wanted`; their noise stays.
     """
     if bright <= LESION_GROUND:
         return stack
@@ -202,7 +206,15 @@ def fade(stack: Array, lesions: Mask, bright: float, wanted: float) -> Array:
     softness = ndimage.gaussian_filter(near.astype(np.float32), 0.7)
     softness[lesions] = 1
     share = (wanted - LESION_GROUND) / (bright - LESION_GROUND)
-    return np.asarray(stack - softness * np.float32(1 - share) * np.maximum(stack - LESION_GROUND, 0), np.float32)
+    level = np.where(lesions, _smoothed(stack, lesions), stack)
+    return np.asarray(stack - softness * np.float32(1 - share) * np.maximum(level - LESION_GROUND, 0), np.float32)
+
+
+def _smoothed(stack: Array, inside: Mask) -> Array:
+    """Each slice without its noise, of what lies inside a mask alone."""
+    sigma = (0, SMOOTH_PX, SMOOTH_PX)
+    share = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
+    return np.asarray(ndimage.gaussian_filter(np.where(inside, stack, 0), sigma) / np.maximum(share, 1e-3), np.float32)
 
 
 def _window(mask: Mask, start: NDArray[np.int_], shape: tuple[int, ...]) -> Mask:
@@ -275,10 +287,11 @@ def _vary_intensity(slices: Array, augmentation: Augmentation, rng: np.random.Ge
         slices = (medians ** np.float32(np.exp(rng.uniform(-0.3, 0.3))) - 1) * MEDIAN
     if augmentation.intensity:
         slices = slices * np.float32(np.exp(rng.uniform(-0.35, 0.35))) + np.float32(rng.uniform(-0.4, 0.4))
-    if augmentation.noise and rng.random() < 0.4:
-        noise = rng.normal(0, rng.uniform(0, 0.5), slices.shape).astype(np.float32)
+    if augmentation.sharpness and rng.random() < SHARPNESS_SHARE:
+        sigma = rng.uniform(0.5, 1.2)
+        blurred = ndimage.gaussian_filter(slices, (0, sigma, sigma))
+        slices = slices + np.float32(rng.uniform(-1, SHARPEST)) * (slices - blurred)  # -1: blurred
+    if augmentation.noise and rng.random() < 0.5:
+        noise = rng.normal(0, rng.uniform(0, 0.6), slices.shape).astype(np.float32)
         slices = slices + noise
-    if augmentation.thickness and rng.random() < 0.2:  # in the plane as well
-        sigma = rng.uniform(0.3, 1.0)
-        slices = ndimage.gaussian_filter(slices, (0, sigma, sigma))
     return slices

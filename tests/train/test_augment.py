@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from lesionrt.train.augment import BACKGROUND, Augmentation, Centres, Lesions, cut, fade, transplant
 from lesionrt.train.cache import PreparedScan
@@ -87,6 +88,22 @@ def test_transplanted_lesions_are_bright_soft_and_only_in_healthy_tissue(scan: P
         edge = painted[scan.brain & ~lesions & (stack == 0)]
         assert ((edge > 0.1) & (edge < 4)).any()  # soft: the brightness falls off outside the mask
     assert seen > 3
+
+
+def test_a_transplanted_lesion_keeps_the_tissues_noise(scan: PreparedScan) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.3, scan.slices.shape).astype(np.float32)
+    stack = scan.slices.astype(np.float32) + np.where(scan.brain, noise, 0)
+    donor = Lesions(np.zeros(stack.shape, bool), np.zeros(3))
+    donor.mask[3:13, 15:50, 44:58] = True
+    new = np.zeros_like(scan.brain)
+    for seed in range(20):
+        painted, lesions = transplant(stack, scan.brain, scan.lesions, scan, 0, donor, np.random.default_rng(seed))
+        new = lesions & ~scan.lesions
+        if new.any():
+            break
+    inner = ndimage.binary_erosion(new, np.ones((5, 9, 9)))
+    assert inner.sum() > 100
+    assert painted[inner].std() == pytest.approx(0.3, rel=0.2)
 
 
 def test_a_small_transplanted_lesion_does_not_fade_away(scan: PreparedScan) -> None:
