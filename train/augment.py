@@ -16,7 +16,7 @@ from lesionrt.runtime.geometry import ModelGrid
 from lesionrt.runtime.prepare import ROBUST_Z_RANGE, Preparation
 from lesionrt.runtime.volume import read_volume
 from lesionrt.train.cache import PreparedScan, start_mm
-from lesionrt.train.dataset import LESION_OVER
+from lesionrt.train.dataset import LESION_OVER, lesion_voxels
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -79,12 +79,12 @@ def read_lesions(path: Path, preparation: Preparation) -> Lesions:
 
     Raises
     ------
-    VolumeError
-        If it cannot be read.
+    DatasetError, VolumeError
+        If it is no mask, or cannot be read.
     """
     volume = read_volume(path)
     grid = ModelGrid(volume.shape, volume.affine, preparation.axes, preparation.spacing_mm)
-    return Lesions(grid.to_model(volume.data > LESION_OVER) >= LESION_OVER, start_mm(volume, preparation))
+    return Lesions(grid.to_model(lesion_voxels(volume)) >= LESION_OVER, start_mm(volume, preparation))
 
 
 def lesions_of(scan: PreparedScan) -> Lesions:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import DatasetError, InputError, VolumeError
 from lesionrt.runtime.geometry import slice_axis
@@ -21,6 +22,7 @@ from lesionrt.train.dataset import (
     SPLITS,
     Scan,
     check_same_grid,
+    lesion_voxels,
     paper_folds,
 )
 
@@ -64,6 +66,7 @@ class ScanCheck:
     lesions: int | None = None
     lesion_slices: int | None = None
     flair_sha256: str | None = None
+    mask_sha256: str | None = None
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -145,9 +148,14 @@ def check_scan(scan: Scan) -> ScanCheck:
     except (VolumeError, DatasetError) as error:
         check.errors.append(str(error))
     if mask is not None:
-        _look_at_mask(mask, check)
+        try:
+            lesions = lesion_voxels(mask)
+        except DatasetError as error:
+            check.errors.append(str(error))
+            return check
+        _look_at_mask(mask, lesions, check)
         if flair is not None and flair.shape == mask.shape:
-            _look_at_both(flair, mask, check)
+            _look_at_both(flair, mask, lesions, check)
     return check
 
 
@@ -163,13 +171,13 @@ def _look_at_flair(flair: Volume, check: ScanCheck) -> None:
     check.warnings += [*flair.warnings, *filter(None, [skull_warning(flair)])]
 
 
-def _look_at_mask(mask: Volume, check: ScanCheck) -> None:
-    lesions = mask.data > LESION_OVER
+def _look_at_mask(mask: Volume, lesions: NDArray[np.bool_], check: ScanCheck) -> None:
     axis = slice_axis(mask.affine)
     voxel_ml = float(np.prod(voxel_sizes(mask.affine))) / 1000
     check.lesion_ml = round(int(np.count_nonzero(lesions)) * voxel_ml, 4)
     check.lesions = label(lesions)[1]
     check.lesion_slices = int(np.count_nonzero(lesions.any(axis=tuple({0, 1, 2} - {axis}))))
+    check.mask_sha256 = mask.sha256
     if not check.lesions:
         check.warnings.append(f"{mask.name}: the mask is empty: its slices teach what is no lesion, and nothing else")
     other = np.unique(mask.data[(mask.data != 0) & (mask.data != 1)])
@@ -180,8 +188,7 @@ def _look_at_mask(mask: Volume, check: ScanCheck) -> None:
         )
 
 
-def _look_at_both(flair: Volume, mask: Volume, check: ScanCheck) -> None:
-    lesions = mask.data > LESION_OVER
+def _look_at_both(flair: Volume, mask: Volume, lesions: NDArray[np.bool_], check: ScanCheck) -> None:
     total = int(np.count_nonzero(lesions))
     outside = int(np.count_nonzero(lesions & ~nonzero_brain(flair)))
     if total and outside > OUTSIDE_MOST_SHARE * total:
@@ -206,18 +213,27 @@ def patients_in_two_splits(scans: Sequence[Scan]) -> list[str]:
 
 
 def _warnings(scans: Sequence[Scan], checks: Sequence[ScanCheck]) -> list[str]:
-    found = []
-    users: dict[str, list[str]] = {}
-    for check in checks:
-        if check.flair_sha256 is not None:
-            users.setdefault(check.flair_sha256, []).append(check.name)
-    found += [f"{' and '.join(names)} are the same image, byte for byte" for names in users.values() if len(names) > 1]
+    images = _users((check.flair_sha256, check.name) for check in checks)
+    masks = _users((check.mask_sha256, check.name) for check in checks if check.lesions)  # empty ones may well be equal
+    found = [f"{' and '.join(names)} are the same image, byte for byte" for names in images]
+    found += [
+        f"{' and '.join(names)} have the same mask, byte for byte; look whether it belongs to both" for names in masks
+    ]
     without = [scan.name for scan in scans if scan.split is None]
     if 0 < len(without) < len(scans):
         found.append(f"{len(without)} scans stand in no split, others do: {', '.join(without[:SHOWN])}")
     if len({scan.patient for scan in scans}) == 1:
         found.append("all scans are of one patient: none can be held out")
     return found
+
+
+def _users(digests: Iterable[tuple[str | None, str]]) -> list[list[str]]:
+    """The names that stand with one digest, where there are several."""
+    users: dict[str, list[str]] = {}
+    for digest, name in digests:
+        if digest is not None:
+            users.setdefault(digest, []).append(name)
+    return [names for names in users.values() if len(names) > 1]
 
 
 def _folds(scans: Sequence[Scan], checks: Sequence[ScanCheck]) -> list[tuple[int, int, int]] | None:

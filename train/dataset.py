@@ -16,8 +16,10 @@ from lesionrt.runtime.prepare import Preparation, Prepared, prepare_volume
 from lesionrt.runtime.volume import Volume, corners_mm, nonzero_brain, read_flair, read_volume
 
 COLUMNS = ("flair", "mask", "patient", "time")
+SPLIT = "split"  # a column that may be there too
 SPLITS = ("train", "validation", "test")
 LESION_OVER = 0.5  # a voxel is lesion where a mask's value is over this
+LEVEL_WIDTH = 0.01  # of a mask's range: by how much rounding may move a value from its lowest or highest
 GRID_TOLERANCE_MM = 0.1  # by how much the affines of image and mask may place a corner apart
 # The ISBI 2015 challenge: training05/preprocessed/training05_04_flair_pp.nii, rater 1.
 _ISBI_FLAIR = re.compile(r"training(\d\d)_(\d\d)_flair_pp\.nii(\.gz)?")
@@ -74,7 +76,8 @@ def read_dataset(path: Path) -> list[Scan]:
             f"{path}: more than one scan of a patient at one time: {'; '.join(twice)}; give each its own time, "
             "or keep one file of it"
         )
-    missing = [str(file) for scan in scans for file in (scan.flair, scan.mask) if not file.is_file()]
+    named = [str(file) for scan in scans for file in (scan.flair, scan.mask)]
+    missing = [file for file in named if not os.path.isfile(file)]  # noqa: PTH113 (a name too long is no file either)
     if missing:
         raise DatasetError(f"{path}: names {len(missing)} files that do not exist: {', '.join(missing[:5])}")
     return scans
@@ -84,25 +87,41 @@ def _read_csv(path: Path) -> list[Scan]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            absent = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if absent:
-                raise DatasetError(
-                    f"{path}: has no column {', '.join(absent)}; expected {','.join(COLUMNS)} in its first line"
-                )
+            _check_columns(reader.fieldnames or (), path)
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as a CSV file ({error})") from error
     scans = []
     for line, row in rows:
-        values = {name: (row.get(name) or "").strip() for name in (*COLUMNS, "split")}
+        surplus = row.get(None)  # where DictReader puts the cells that have no column
+        if surplus:
+            raise DatasetError(
+                f"{path}, line {line}: {len(surplus)} cells more than columns ({', '.join(map(repr, surplus))}); "
+                "expected one a column: name their column in the first line, or remove them"
+            )
+        values = {name: (row.get(name) or "").strip() for name in (*COLUMNS, SPLIT)}
         empty = [name for name in COLUMNS if not values[name]]
         if empty:
             raise DatasetError(f"{path}, line {line}: {', '.join(empty)} is empty")
-        if values["split"] and values["split"] not in SPLITS:
-            raise DatasetError(f"{path}, line {line}: split is {values['split']!r}; expected {', '.join(SPLITS)}")
+        if values[SPLIT] and values[SPLIT] not in SPLITS:
+            raise DatasetError(f"{path}, line {line}: split is {values[SPLIT]!r}; expected {', '.join(SPLITS)}")
         flair, mask = (path.parent / values[name] for name in ("flair", "mask"))
-        scans.append(Scan(flair, mask, values["patient"], values["time"], values["split"] or None))
+        scans.append(Scan(flair, mask, values["patient"], values["time"], values[SPLIT] or None))
     return scans
+
+
+def _check_columns(names: Sequence[str], path: Path) -> None:
+    """A column that is not known is refused: one named Split would let the test scans train."""
+    expected = f"expected {','.join(COLUMNS)} in its first line, and {SPLIT} if wished"
+    absent = [name for name in COLUMNS if name not in names]
+    if absent:
+        raise DatasetError(f"{path}: has no column {', '.join(absent)}; {expected}")
+    surplus = [name for at, name in enumerate(names) if name not in (*COLUMNS, SPLIT) or name in names[:at]]
+    if surplus:
+        raise DatasetError(
+            f"{path}: has columns that are not known or stand there twice: {', '.join(map(repr, surplus))}; "
+            f"{expected}: rename or remove them"
+        )
 
 
 def _read_isbi(folder: Path) -> list[Scan]:
@@ -128,7 +147,7 @@ def read_pair(scan: Scan) -> tuple[Volume, NDArray[np.bool_]]:
     Raises
     ------
     DatasetError
-        If the two do not lie on the same grid.
+        If the two do not lie on the same grid, or the mask is none.
     VolumeError
         If either cannot be read.
     """
@@ -142,12 +161,31 @@ def read_mask(path: Path, flair: Volume) -> NDArray[np.bool_]:
     Raises
     ------
     DatasetError
-        If it lies on another.
+        If it lies on another, or is no mask.
     VolumeError
         If it cannot be read.
     """
     mask = read_volume(path)
     check_same_grid(mask, flair)
+    return lesion_voxels(mask)
+
+
+def lesion_voxels(mask: Volume) -> NDArray[np.bool_]:
+    """Where a mask (X, Y, Z) holds a lesion.
+
+    Raises
+    ------
+    DatasetError
+        If it holds more than two values, as images, probabilities and labels do: what of them is lesion is not known.
+    """
+    low, high = float(mask.data.min()), float(mask.data.max())
+    near = LEVEL_WIDTH * (high - low)
+    between = mask.data[(mask.data > low + near) & (mask.data < high - near)]
+    if between.size:
+        raise DatasetError(
+            f"{mask.name}: is no lesion mask: {between.size} voxels lie between its lowest value {low:g} and its highest "
+            f"{high:g}, such as {float(between[0]):g}; expected two values, 0 and 1: make a mask of it with a threshold"
+        )
     lesions: NDArray[np.bool_] = mask.data > LESION_OVER
     return lesions
 
@@ -157,12 +195,12 @@ def lesion_slices(scan: Scan) -> int:
 
     Raises
     ------
-    VolumeError
-        If the mask cannot be read.
+    DatasetError, VolumeError
+        If the mask is none, or cannot be read.
     """
     mask = read_volume(scan.mask)
     others = tuple({0, 1, 2} - {slice_axis(mask.affine)})
-    return int(np.count_nonzero((mask.data > LESION_OVER).any(axis=others)))
+    return int(np.count_nonzero(lesion_voxels(mask).any(axis=others)))
 
 
 def check_same_grid(mask: Volume, flair: Volume) -> None:

@@ -33,7 +33,9 @@ def scan(
         mask[2, 2, 2] = mask[2, 3, 2] = mask[4, 4, 4] = 1
     paths = [folder / f"{name}_{what}.nii.gz" for what in ("flair", "mask")]
     nib.save(nib.Nifti1Image(flair, AFFINE), paths[0])
-    nib.save(nib.Nifti1Image(mask, affine), paths[1])
+    image = nib.Nifti1Image(mask, affine)
+    image.header["descrip"] = f"time {time}"  # so that the masks of two times are not the same bytes
+    nib.save(image, paths[1])
     return Scan(*paths, patient, time, split)
 
 
@@ -45,7 +47,10 @@ def test_what_is_found_in_a_scan(tmp_path: Path) -> None:
     assert check.brain_ml == pytest.approx(0.4)  # 64 voxels of 6 mm3
     assert (check.lesion_ml, check.lesions, check.lesion_slices) == (0.018, 2, 2)
     assert found.all_errors() == []
-    assert found.all_warnings() == ["p_1 and q_1 are the same image, byte for byte"]
+    assert found.all_warnings() == [
+        "p_1 and q_1 are the same image, byte for byte",
+        "p_1 and q_1 have the same mask, byte for byte; look whether it belongs to both",
+    ]
     shown = check_lines(found)
     assert shown[1].split()[:7] == ["p_1", "-", "6x6x6", "at", "1x2x3", "mm", "LAS"]
     assert "2 scans of 2 patients, 4 slices with lesions, 0.02 to 0.02 ml of lesions" in shown
@@ -73,10 +78,11 @@ def test_what_should_be_looked_at_is_a_warning(tmp_path: Path, fault: dict[str, 
     [
         ({"mask": np.ones((6, 6, 5), np.uint8)}, "has 6x6x5 voxels"),
         ({"affine": np.diag([1.0, 2.0, 3.0, 1.0])}, "its affine places it up to 10.0 mm from"),
+        ({"mask": np.arange(216, dtype=np.float32).reshape(6, 6, 6)}, "is no lesion mask"),
         ({"flair": np.ones((6, 6, 6), np.float32)}, "the image is constant"),
         ({"mask": np.full((6, 6, 6), np.nan, np.float32)}, "216 voxels are NaN"),
     ],
-    ids=["shape", "affine", "constant", "nan"],
+    ids=["shape", "affine", "image", "constant", "nan"],
 )
 def test_what_cannot_be_used_is_an_error_of_that_scan_alone(
     tmp_path: Path, fault: dict[str, np.ndarray], message: str

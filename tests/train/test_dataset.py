@@ -63,10 +63,10 @@ def isbi(tmp_path: Path) -> Path:
 def test_a_csv_names_files_relative_to_its_own_folder_and_may_name_splits(table: Path) -> None:
     path = write(
         table,
-        f"{HEAD},split,remark",
-        "one/flair.nii.gz,one/mask.nii,p1,1,train,first",
+        f"{HEAD},split",
+        "one/flair.nii.gz,one/mask.nii,p1,1,train",
         "",
-        f"{table}/two/flair.nii.gz, two/mask.nii ,p2,1,,",
+        f"{table}/two/flair.nii.gz, two/mask.nii ,p2,1,",
     )
     assert read_dataset(path) == [
         Scan(table / "one/flair.nii.gz", table / "one/mask.nii", "p1", "1", "train"),
@@ -83,6 +83,13 @@ def test_a_csv_with_a_byte_order_mark_as_spreadsheets_write_it_is_read(table: Pa
     ("lines", "message"),
     [
         (("flair,patient", "a,b"), "has no column mask, time; expected flair,mask,patient,time in its first line"),
+        ((f"{HEAD},Split", "one/flair.nii.gz,one/mask.nii,p,1,test"), r"scans.csv: has columns .*: 'Split'; expected"),
+        ((f"{HEAD},time", "one/flair.nii.gz,one/mask.nii,p,1,2"), "has columns that .* stand there twice: 'time'"),
+        (
+            (HEAD, "one/flair.nii.gz,one/mask.nii,p,1,test,extra"),
+            r"scans.csv, line 2: 2 cells more than columns \('test', 'extra'\); expected one a column",
+        ),
+        ((HEAD, f"{'x' * 300},one/mask.nii,p,1"), "scans.csv: names 1 files that do not exist: .*xxx"),
         ((HEAD,), "names no scan"),
         ((HEAD, "", "one/flair.nii.gz,one/mask.nii,,1"), "line 3: patient is empty"),
         ((HEAD, "one/flair.nii.gz"), "line 2: mask, patient, time is empty"),
@@ -168,6 +175,19 @@ def test_scans_are_selected_by_patient_or_split() -> None:
         select(scans, ["b", "c"], "here")
     with pytest.raises(DatasetError, match="here: no scan of split 'validation'; the data set has test, train"):
         select_split(scans, "validation", "here")
+
+
+def test_an_image_probabilities_and_labels_are_no_mask(table: Path) -> None:
+    scan = Scan(table / "one/flair.nii.gz", table / "one/mask.nii", "p", "1")
+    level = np.eye(4, dtype=np.float32)[None].repeat(4, 0)
+    for data in (level * 255, level - level / 1000, level.astype(bool).astype(np.uint8), level * 0):
+        save(scan.mask, data)
+        np.testing.assert_array_equal(read_pair(scan)[1], data > 0.5)
+    labels, probabilities = (level + np.roll(level, 1)).cumsum(0), level.cumsum(0) / 4
+    for data in (np.arange(64, dtype=np.float32).reshape(4, 4, 4), labels, probabilities):
+        save(scan.mask, data)
+        with pytest.raises(DatasetError, match=r"mask\.nii: is no lesion mask: .* expected two values, 0 and 1"):
+            read_pair(scan)
 
 
 def test_a_mask_must_lie_on_its_volumes_grid(table: Path) -> None:

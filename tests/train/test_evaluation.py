@@ -134,6 +134,13 @@ def test_a_mask_on_another_grid_is_refused(scan: Scan, tmp_path: Path) -> None:
         MaskFolder(tmp_path / "masks", [scan])(scan, read_flair(scan.flair))
 
 
+def test_an_image_is_not_taken_for_a_mask(scan: Scan, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    shutil.copy(scan.flair, tmp_path / "masks/p_1.nii.gz")
+    with pytest.raises(DatasetError, match=r"p_1\.nii\.gz: is no lesion mask"):
+        MaskFolder(tmp_path / "masks", [scan])(scan, read_flair(scan.flair))
+
+
 def test_picture_shows_false_positives_red_and_false_negatives_green(scan: Scan) -> None:
     reference, prediction = two_masks()
     with Image.open(BytesIO(difference_picture(read_flair(scan.flair), reference, prediction))) as picture:
