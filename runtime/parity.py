@@ -198,11 +198,13 @@ def summary_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         tolerance, result = row["tolerance"], row["comparison"]
         maximum = "" if tolerance["maximum"] is None else f" (at most {tolerance['maximum']:g})"
+        dice, flipped = _mask_bounds(row)
         lines.append(
             f"{row['precision']} on {row['backend']} ({row['library']}), {row['what']}: "
             f"maximum difference {result['max_difference']:.2g}{maximum}, "
             f"99.9th percentile {result['percentile_difference']:.2g} (at most {tolerance['percentile']:g}), "
-            f"mask Dice {result['dice']:.5f}"
+            f"mask Dice {result['dice']:.5f} ({dice}), "
+            f"flipped voxels {result['flipped_voxels']} of {result['reference_voxels']} ({flipped})"
         )
     return [*lines, *(f"note: {note}" for note in dict.fromkeys(note for row in rows for note in row["notes"]))]
 
@@ -213,9 +215,7 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         tolerance, result = row["tolerance"], row["comparison"]
         maximum = "no bound" if tolerance["maximum"] is None else f"at most {tolerance['maximum']:g}"
-        dice, flipped = f"at least {tolerance['dice']:g}", f"at most max(2, {tolerance['flipped_share']:.2%})"
-        if not row["masks_count"]:
-            dice = flipped = "not judged: untrained model"
+        dice, flipped = _mask_bounds(row)
         verdict = "FAILED" if row["findings"] else "ok"
         lines += [
             f"{row['precision']} on {row['backend']} ({row['library']}, {row['device']}), {row['what']}: {verdict}",
@@ -232,3 +232,11 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             *(f"  note: {note}" for note in row["notes"]),
         ]
     return lines
+
+
+def _mask_bounds(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What is asked of the masks' Dice and of flipped voxels, in words."""
+    if not row["masks_count"]:
+        return "not judged: untrained model", "not judged: untrained model"
+    tolerance = row["tolerance"]
+    return f"at least {tolerance['dice']:g}", f"at most max(2, {tolerance['flipped_share']:.2%})"

@@ -5,7 +5,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from lesionrt.runtime.parity import (
     compare,
     load_reference,
     save_reference,
+    summary_lines,
 )
 
 NAN = math.nan
@@ -159,6 +160,22 @@ def test_tolerances_are_those_that_are_promised() -> None:
 def test_values_that_are_given_replace_those_of_a_tolerance() -> None:
     changed = TOLERANCE.replaced(maximum=0.0, percentile=None, dice=0.5)
     assert changed == Tolerance(maximum=0.0, percentile=0.125, dice=0.5, flipped_share=0.01)
+
+
+@pytest.mark.parametrize(
+    ("counted", "dice", "flipped"),
+    [
+        (True, "at least 0.75", "at most max(2, 1.00%)"),
+        (False, "not judged: untrained model", "not judged: untrained model"),
+    ],
+)
+def test_the_summary_names_every_tolerance(counted: bool, dice: str, flipped: str) -> None:
+    row = {"precision": "fp32", "backend": "cpu", "library": "a library", "what": "slices", "masks_count": counted}
+    row |= {"tolerance": asdict(TOLERANCE), "comparison": comparison().as_dict(), "notes": []}
+    assert summary_lines([row]) == [
+        "fp32 on cpu (a library), slices: maximum difference 0 (at most 0.25), 99.9th percentile 0 (at most 0.125), "
+        f"mask Dice 1.00000 ({dice}), flipped voxels 3 of 10000 ({flipped})"
+    ]
 
 
 @pytest.fixture
