@@ -22,6 +22,7 @@ _CHOICES = {
     "keep": ("last", "best"),
 }
 _AT_LEAST_ONE = ("slabs", "size", "batch", "epoch_steps", "steps", "epochs")
+LARGEST_SEED = 2**64 - 1  # that PyTorch takes
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Recipe:
             least = 1 if name in _AT_LEAST_ONE else 0
             if getattr(self, name) < least:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected at least {least}")
+        if self.seed > LARGEST_SEED:
+            raise DatasetError(f"recipe: seed is {self.seed}; expected at most {LARGEST_SEED}")
         if self.slab_slices < 3:
             raise DatasetError(f"recipe: slab_slices is {self.slab_slices}; expected at least 3, one window")
         if self.size % self.network.size_multiple:

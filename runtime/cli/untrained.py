@@ -6,10 +6,12 @@ import typer
 
 from lesionrt.runtime.cli.options import CheckpointOut, ForceOption, check_new, needs
 
+LARGEST_SEED = 2**64 - 1  # that PyTorch takes
+
 
 def command(
     out: CheckpointOut,
-    seed: Annotated[int, typer.Option(help="Of the random weights.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random weights.", min=0, max=LARGEST_SEED)] = 0,
     force: ForceOption = False,
 ) -> None:
     """Write a checkpoint of the paper's network with random weights: a placeholder that segments nothing."""
