@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from lesionrt.runtime.errors import LesionrtError
+from lesionrt.runtime.errors import InputError, LesionrtError
 
 VERBS = (
     *("segment", "verify", "inspect", "doctor", "bench"),
@@ -37,7 +37,7 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command; our errors become a message on stderr and their exit code."""
+    """Run the command; our errors, and those of the file system, become a message on stderr and their exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -47,6 +47,11 @@ def main() -> None:
     except LesionrtError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # Such as a name too long or a folder that may not be entered, wherever a path is first looked at.
+        named = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {named}cannot be used ({error.strerror or error}); give another path", file=sys.stderr)
+        sys.exit(InputError.exit_code)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:

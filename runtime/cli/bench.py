@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lesionrt.runtime.cli.options import ForceOption, check_new
+from lesionrt.runtime.cli.options import ForceOption, check_folder, check_new
 
 NAME = "bench"
 
@@ -36,6 +36,7 @@ def command(
     from lesionrt.runtime.files import write_atomically
     from lesionrt.runtime.segmenter import DEFAULT_MODEL
 
+    check_folder(out)
     targets = {ending: out / f"{NAME}.{ending}" for ending in ("json", "html")}
     for path in targets.values():
         check_new(path, force)

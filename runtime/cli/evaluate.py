@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import ForceOption, JsonOption, check_new, needs
+from lesionrt.runtime.cli.options import ForceOption, JsonOption, check_folder, check_new, needs
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -62,6 +62,7 @@ def command(
 
     if masks is not None and (model is not None or threshold is not None or min_lesion_mm3 or backend != "auto"):
         raise UsageError("--masks are evaluated as they are: give no --model, --backend, --threshold, --min-lesion-mm3")
+    check_folder(out)
     targets = {ending: out / f"{NAME}.{ending}" for ending in ("json", "csv", "html")}
     for path in targets.values():
         check_new(path, force)

@@ -65,6 +65,19 @@ def check_new(path: Path, force: bool) -> None:
         raise OutputError(f"{path} exists already; give --force to overwrite it, or another name")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a file where a folder for results is expected, before any work is done for it.
+
+    Raises
+    ------
+    OutputError
+        If the path, or what it lies below, is a file.
+    """
+    there = next((place for place in (path, *path.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise OutputError(f"{there} is a file; expected a folder for the results")
+
+
 def tolerances(
     defaults: "Mapping[str, Tolerance]",
     precisions: Sequence[str],

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import ForceOption, check_new
+from lesionrt.runtime.cli.options import ForceOption, check_folder, check_new
 
 
 def command(
@@ -22,6 +22,7 @@ def command(
     from lesionrt.runtime.outputs import nifti_bytes
     from lesionrt.runtime.phantom import phantom
 
+    check_folder(out)
     for number in range(seed, seed + count):
         flair_path, mask_path = (out / f"phantom{number:03d}_{what}.nii.gz" for what in ("flair", "mask"))
         for path in (flair_path, mask_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption
+from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption, check_folder
 
 if TYPE_CHECKING:
     from lesionrt.runtime.outputs import Job
@@ -53,12 +53,11 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Segment lesions: mask, table and report for each volume, on the volume's own grid."""
-    from lesionrt.runtime.errors import InputError, OutputError, UnavailableError
+    from lesionrt.runtime.errors import InputError, UnavailableError
     from lesionrt.runtime.outputs import plan_jobs
     from lesionrt.runtime.segmenter import Segmenter
 
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; expected a folder for the results")
+    check_folder(out)
     plan = plan_jobs(flair, out, brain_mask)
     for path in plan.left_out:
         print(f"left out, a result of lesionrt: {path}", file=sys.stderr)

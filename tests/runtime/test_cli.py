@@ -1,0 +1,58 @@
+"""What every verb of the command line does alike."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lesionrt.runtime.cli import main
+
+Call = Callable[..., tuple[object, str]]
+TOO_LONG = "x" * 300  # file systems take 255 bytes
+FOLDERS = (
+    ("segment", "flair.nii.gz", "-o"),
+    ("evaluate", "scans.csv", "-o"),
+    ("bench", "bundle", "-o"),
+    ("phantom", "-o"),
+)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs the command in this process, in an empty folder; its exit code and what it said on stderr."""
+
+    def run(*arguments: str) -> tuple[object, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test process keeps its own
+        monkeypatch.setattr(sys, "argv", ["lesionrt", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("verb", FOLDERS, ids=lambda verb: verb[0])
+def test_a_path_that_the_file_system_refuses_is_one_line(call: Call, verb: tuple[str, ...]) -> None:
+    code, said = call(*verb, f"{TOO_LONG}/out")
+    assert code == 3
+    assert said.startswith(f"error: {TOO_LONG}")
+    assert "cannot be used (File name too long); give another path" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", FOLDERS, ids=lambda verb: verb[0])
+@pytest.mark.parametrize("below", ["", "/out"])
+def test_a_file_in_place_of_the_results_folder_is_refused_first(
+    call: Call, tmp_path: Path, verb: tuple[str, ...], below: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert call(*verb, f"file{below}") == (3, "error: file is a file; expected a folder for the results\n")
+
+
+def test_a_seed_beyond_pytorchs_is_a_wrong_option(call: Call) -> None:
+    code, said = call("untrained", "--seed", "99999999999999999999", "-o", "untrained.pt")
+    assert code == 2
+    assert "18446744073709551615" in said
