@@ -22,9 +22,9 @@ from lesionrt.runtime.files import beside, sha256
 from lesionrt.runtime.parity import EXPORT_TOLERANCES, Reference, Tolerance, report_lines, save_reference
 from lesionrt.runtime.verify import EMULATED, compare_backend
 from lesionrt.train.checkpoint import Checkpoint
+from lesionrt.train.inference import THRESHOLD
 from lesionrt.train.untrained import phantom_slices
 
-THRESHOLD = 0.5
 STACKS = (1, 2, 6)  # output slices
 STREAMED = ("fp32",)  # half precision is for GPUs, which take a volume at once
 PROOF_BACKEND = "cpu"

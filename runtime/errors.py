@@ -53,6 +53,14 @@ class UnavailableError(LesionrtError, RuntimeError):
     exit_code = 4
 
 
+class Interrupted(LesionrtError):
+    """A training that was asked to stop by a signal, and can be resumed; its exit code is a shell's for that signal."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
 class ParityError(LesionrtError, RuntimeError):
     """Two computations that should agree, and do not."""
 

@@ -8,16 +8,17 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lesionrt.runtime.errors import DatasetError, OutputError, UsageError
-from lesionrt.runtime.files import sha256, write_atomically
+from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, UsageError
+from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.metrics import summarise
 from lesionrt.train import published
+from lesionrt.train.cache import contents
 from lesionrt.train.dataset import Scan, paper_folds, patient_folds
 from lesionrt.train.evaluation import GROUPS, evaluate, plain
 from lesionrt.train.evaluation_page import evaluation_page
 from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import Recipe
-from lesionrt.train.run import CHECKPOINT, RUN, Interrupted
+from lesionrt.train.run import CHECKPOINT, RUN
 from lesionrt.train.training import train
 
 SCHEMA = 1  # of the summary
@@ -142,6 +143,8 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
 
     Raises
     ------
+    DatasetError
+        If a scan cannot be read.
     OutputError
         If the folder was begun with another recipe or other scans.
     """
@@ -151,8 +154,8 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
         json.dumps(
             {
                 "recipe": {**settings, "network": network},
-                "scans": _contents(scans),
-                "others": _contents(others),
+                "scans": {scan.name: contents(scan) for scan in scans},
+                "others": {scan.name: contents(scan) for scan in others},
                 "splits": {str(fold.number): _names(fold) for fold in folds},
             }
         )
@@ -175,10 +178,6 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
         if changed:
             raise OutputError(f"{out}: was begun with other {' and '.join(changed)}; give another folder with -o")
     write_atomically({path: (json.dumps(content, indent=2) + "\n").encode()})
-
-
-def _contents(scans: Sequence[Scan]) -> dict[str, list[str]]:
-    return {scan.name: [sha256(scan.flair), sha256(scan.mask)] for scan in scans}
 
 
 def _names(fold: Fold) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.dataset import Scan
 from lesionrt.train.model import Network
 
-THRESHOLD = 0.5  # as `lesionrt export` writes into a bundle
+THRESHOLD = 0.5  # a voxel is lesion where its probability is over this; `lesionrt export` writes it into a bundle
 
 
 class NetworkBackend:

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from lesionrt.runtime.bundle import ModelInfo
-from lesionrt.runtime.errors import CheckpointError, DatasetError, LesionrtError, OutputError
+from lesionrt.runtime.errors import CheckpointError, DatasetError, Interrupted, OutputError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.train.cache import PreparedScan
 from lesionrt.train.checkpoint import Checkpoint, read_torch_file, save_checkpoint
@@ -41,14 +41,6 @@ RUN, HISTORY, PICTURE = "run.json", "history.csv", "history.png"
 VALIDATION_SLICES = 8  # at a time
 LARGEST_GRADIENT = 1.0  # norm; one wild batch must not throw the network off
 Say = Callable[[str], None]
-
-
-class Interrupted(LesionrtError):
-    """A training that was asked to stop and can be resumed."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signum
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lesionrt.runtime.errors import DatasetError, OutputError, UsageError
+from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, UsageError
 from lesionrt.runtime.metrics import MEASURES
 from lesionrt.train import published
 from lesionrt.train.crossval import (
@@ -30,7 +30,6 @@ from lesionrt.train.crossval_page import crossval_page
 from lesionrt.train.dataset import Scan, read_dataset
 from lesionrt.train.evaluation import FIELD
 from lesionrt.train.recipe import Recipe, load_recipe
-from lesionrt.train.run import Interrupted
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesionrt.runtime.errors import DatasetError, OutputError
+from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError
 from lesionrt.runtime.phantom import phantom
 from lesionrt.train.augment import Augmentation
 from lesionrt.train.cache import load_scan
@@ -23,7 +23,6 @@ from lesionrt.train.dataset import Scan, read_dataset
 from lesionrt.train.loss import loss_of
 from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
-from lesionrt.train.run import Interrupted
 from lesionrt.train.samples import Slabs
 from lesionrt.train.training import train
 from lesionrt.train.weights import initialise
