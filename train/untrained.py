@@ -11,7 +11,8 @@ from lesionrt.runtime.geometry import ModelGrid
 from lesionrt.runtime.phantom import phantom
 from lesionrt.runtime.prepare import Preparation, prepare
 from lesionrt.train.checkpoint import Checkpoint
-from lesionrt.train.model import Network, NetworkConfig, SqueezeAttention
+from lesionrt.train.model import Network, NetworkConfig
+from lesionrt.train.weights import initialise
 
 SLICES = 8
 RESIDUAL_GAIN = 0.02  # of the attention's r: close to y * (1 + r) with a small r, as residual branches usually start
@@ -29,13 +30,7 @@ def untrained_checkpoint(config: NetworkConfig | None = None, seed: int = 0) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(config)
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, SqueezeAttention):
-                nn.init.constant_(module.residual[-2].weight, RESIDUAL_GAIN)
+        initialise(network, RESIDUAL_GAIN)
     slices = torch.from_numpy(phantom_slices(preparation, network.config.size_multiple, SLICES, seed))
     with torch.no_grad():
         for module in network.modules():

@@ -116,6 +116,9 @@ def test_a_folder_takes_more_folds_and_variants_but_no_other_recipe_or_scans(
     swapped = [replace(scans[0], flair=scans[1].flair), *scans[1:]]  # the same names, another image
     with pytest.raises(OutputError, match="was begun with other scans; give another folder"):
         check_plan(plan_folds(swapped, recipe, tmp_path), recipe, swapped, (), tmp_path)
+    gone = [replace(scans[0], mask=tmp_path / "gone.nii.gz"), *scans[1:]]
+    with pytest.raises(DatasetError, match=r"gone\.nii\.gz: cannot be read"):
+        check_plan(plan_folds(gone, recipe, tmp_path), recipe, gone, (), tmp_path)
 
 
 def test_an_interrupted_fold_continues_its_training(recipe: Recipe, small_dataset: Path, tmp_path: Path) -> None:
