@@ -19,7 +19,7 @@ LARGEST_FIELD_MM = 512.0  # no head is that long: a wrong voxel size, which woul
 SMALLEST_FIELD_MM = 1.0  # as when sizes are in metres
 LARGEST_VALUE = 1e30  # beyond it float32 arithmetic overflows
 SHEAR_TOLERANCE = 1e-3  # cosine between two array axes
-FORM_TOLERANCE_MM = 0.1  # by how much two affines may place a corner of one grid apart
+GRID_TOLERANCE_MM = 0.1  # by how much two affines may place a corner of one grid apart
 BRAIN_MASK_OVER = 0.5  # brain is where a brain mask's value is over this
 STRIPPED_MOST_SHARE = 0.9  # of the voxels are not zero in a skull-stripped image
 BRAIN_MOST_ML = 2200.0  # more tissue than this is not a brain without skull
@@ -176,7 +176,7 @@ def _checked_affine(image: nib.Nifti1Image, notices: list[str]) -> NDArray[np.fl
             return affine
         if other is not None:
             apart = np.abs(corners_mm(affine, image.shape) - corners_mm(other, image.shape)).max()
-            if not apart <= FORM_TOLERANCE_MM:
+            if not apart <= GRID_TOLERANCE_MM:
                 notices.append(f"qform and sform disagree by up to {apart:.1f} mm; sform is used")
         else:
             sizes = np.asarray(header.get_zooms()[:3], np.float64)
@@ -218,20 +218,23 @@ def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> Volume:
         If it cannot be read, lies on another grid, or is empty.
     """
     mask = read_volume(source)
-    if mask.shape != flair.shape:
-        raise VolumeError(
-            f"brain mask {mask.name}: its grid is {_dims(mask)} voxels, that of {flair.name} is {_dims(flair)}; "
-            "resample the mask to the image's grid"
-        )
-    corners = corners_mm(mask.affine, mask.shape) - corners_mm(flair.affine, flair.shape)
-    if np.abs(corners).max() > FORM_TOLERANCE_MM:
-        raise VolumeError(
-            f"brain mask {mask.name}: its affine places it up to {np.abs(corners).max():.1f} mm from {flair.name}; "
-            "resample the mask to the image's grid"
-        )
+    problem = other_grid(mask, flair)
+    if problem is not None:
+        raise VolumeError(f"brain mask {problem}")
     if mask.data.max() <= BRAIN_MASK_OVER:
         raise VolumeError(f"brain mask {mask.name}: empty, no voxel is over {BRAIN_MASK_OVER}")
     return mask
+
+
+def other_grid(mask: Volume, flair: Volume) -> str | None:
+    """What to tell if a mask has not the image's shape, or its affine does not place it where the image is."""
+    remedy = "resample the mask to the image's grid"
+    if mask.shape != flair.shape:
+        return f"{mask.name}: has {_dims(mask)} voxels, {flair.name} has {_dims(flair)}; {remedy}"
+    apart = np.abs(corners_mm(mask.affine, mask.shape) - corners_mm(flair.affine, flair.shape)).max()
+    if apart > GRID_TOLERANCE_MM:
+        return f"{mask.name}: its affine places it up to {apart:.1f} mm from {flair.name}; {remedy}"
+    return None
 
 
 def corners_mm(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from lesionrt.runtime.errors import DatasetError
 from lesionrt.runtime.geometry import slice_axis
 from lesionrt.runtime.prepare import Preparation, Prepared, prepare_volume
-from lesionrt.runtime.volume import Volume, corners_mm, nonzero_brain, read_flair, read_volume
+from lesionrt.runtime.volume import Volume, nonzero_brain, other_grid, read_flair, read_volume
 
 COLUMNS = ("flair", "mask", "patient", "time")
 SPLIT = "split"  # a column that may be there too
 SPLITS = ("train", "validation", "test")
 LESION_OVER = 0.5  # a voxel is lesion where a mask's value is over this
 LEVEL_WIDTH = 0.01  # of a mask's range: by how much rounding may move a value from its lowest or highest
-GRID_TOLERANCE_MM = 0.1  # by how much the affines of image and mask may place a corner apart
 # The ISBI 2015 challenge: training05/preprocessed/training05_04_flair_pp.nii, rater 1.
 _ISBI_FLAIR = re.compile(r"training(\d\d)_(\d\d)_flair_pp\.nii(\.gz)?")
 # Slices with lesions in the paper's folds: training, validation, test (section 4.1).
@@ -211,16 +210,9 @@ def check_same_grid(mask: Volume, flair: Volume) -> None:
     DatasetError
         If it does not.
     """
-    if flair.shape != mask.shape:
-        raise DatasetError(
-            f"{mask.name}: has {'x'.join(map(str, mask.shape))} voxels, {flair.name} has {'x'.join(map(str, flair.shape))}; "
-            "resample the mask to the image's grid"
-        )
-    apart = np.abs(corners_mm(flair.affine, flair.shape) - corners_mm(mask.affine, mask.shape)).max()
-    if apart > GRID_TOLERANCE_MM:
-        raise DatasetError(
-            f"{mask.name}: its affine places it up to {apart:.1f} mm from {flair.name}; resample the mask to the image's grid"
-        )
+    problem = other_grid(mask, flair)
+    if problem is not None:
+        raise DatasetError(problem)
 
 
 def prepare_pair(
