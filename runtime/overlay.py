@@ -4,13 +4,12 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from lesionrt.runtime.segmenter import Segmentation
+from lesionrt.runtime.view import view
 
 SLICES = 6
 COLUMNS = 3
@@ -18,7 +17,7 @@ TILE = 340  # pixels along a slice's longer side
 GAP = 6  # pixels between slices
 CAPTION_WIDTH = 480  # pixels, at least
 FONT, LINE = 16, 22  # pixels
-ROOM_MM = 12.0  # around the head
+ROOM_MM = 12.0  # around the head, for the letters at its sides
 BRIGHTEST = 225  # grey value of the brightest tissue, so that the outline stands out
 FRAME = (34, 34, 40)
 RED = (255, 64, 64)
@@ -28,20 +27,11 @@ AMBER = (255, 190, 60)
 
 def draw_overlay(result: Segmentation) -> bytes:
     """The slices with most lesion, outlined in red, seen from the feet (patient's left on the right), as PNG."""
-    affine = result.flair.affine
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(("L", "P", "S")))
-    flair: NDArray[np.float32] = apply_orientation(result.flair.data, turn)
-    mask: NDArray[np.bool_] = apply_orientation(np.asarray(result.mask.dataobj).reshape(result.flair.shape), turn) > 0
-    order = np.argsort(turn[:, 0])
-    spacing = voxel_sizes(affine)[order]
-    positions = _positions_mm(result, int(order[2]))
-    low, high = np.percentile(flair[flair != 0], [1, 99.5])
-    window = (float(low), float(max(high - low, np.finfo(np.float32).tiny)))
-    box = tuple(_span((flair != 0).any(axis=axes), size) for axes, size in (((1, 2), spacing[0]), ((0, 2), spacing[1])))
-    tiles = [
-        _tile(flair[box][:, :, k], mask[box][:, :, k], window, spacing, positions[k]) for k in _choose(mask, flair != 0)
-    ]
-    width, height = tiles[0].size
+    seen = view(result.flair, ROOM_MM)
+    mask: NDArray[np.bool_] = seen.cut(np.asarray(result.mask.dataobj).reshape(result.flair.shape)) > 0
+    positions = _positions_mm(result, int(seen.axes[2]))
+    width, height = size = seen.tile_size(TILE)
+    tiles = [_tile(seen.grey(k), mask[:, :, k], size, positions[k]) for k in seen.choose(mask, SLICES)]
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     font = ImageFont.load_default(FONT)
@@ -68,38 +58,11 @@ def _positions_mm(result: Segmentation, axis: int) -> NDArray[np.float64]:
     return positions if affine[2, axis] > 0 else positions[::-1]
 
 
-def _choose(mask: NDArray[np.bool_], tissue: NDArray[np.bool_]) -> list[int]:
-    """Slices spread over those with lesions, the fullest of each part; over the brain if there are none."""
-    area = mask.sum(axis=(0, 1))
-    if not area.any():
-        area = (tissue.sum(axis=(0, 1)) > 0).astype(int)
-    parts = np.array_split(np.flatnonzero(area), SLICES)
-    if area.max() == 1:  # no lesions: the middle of each part
-        return [int(part[len(part) // 2]) for part in parts if len(part)]
-    return [int(part[area[part].argmax()]) for part in parts if len(part)]
-
-
-def _span(tissue: NDArray[np.bool_], spacing: float) -> slice:
-    """Where the head is along an axis, with room for the letters at its sides."""
-    where = np.flatnonzero(tissue)
-    room = round(ROOM_MM / spacing)
-    return slice(max(0, int(where[0]) - room), int(where[-1]) + room + 1)
-
-
-def _tile(
-    flair: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    window: tuple[float, float],
-    spacing: NDArray[np.float64],
-    position_mm: float,
-) -> Image.Image:
+def _tile(grey: NDArray[np.float32], mask: NDArray[np.bool_], size: tuple[int, int], position_mm: float) -> Image.Image:
     """One slice (L, P), with its lesions outlined and its sides named."""
-    grey = np.clip((flair.T - window[0]) / window[1] * BRIGHTEST, 0, BRIGHTEST)
-    grey[flair.T == 0] = 0
-    extent = np.array(flair.shape) * spacing[:2]
-    width, height = (int(n) for n in np.maximum(1, np.round(extent / extent.max() * TILE)))
-    tile = Image.fromarray(grey.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
-    large = np.asarray(Image.fromarray(mask.T).resize((width, height), Image.Resampling.NEAREST))
+    width, height = size
+    tile = Image.fromarray((grey.T * BRIGHTEST).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    large = np.asarray(Image.fromarray(mask.T).resize(size, Image.Resampling.NEAREST))
     pixels = np.array(tile)
     pixels[large & ~ndimage.binary_erosion(large)] = RED
     tile = Image.fromarray(pixels)
