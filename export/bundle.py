@@ -23,6 +23,7 @@ from lesionrt.runtime.parity import EXPORT_TOLERANCES, Reference, Tolerance, rep
 from lesionrt.runtime.verify import EMULATED, compare_backend
 from lesionrt.train.checkpoint import Checkpoint
 from lesionrt.train.inference import THRESHOLD
+from lesionrt.train.model import Network
 from lesionrt.train.untrained import phantom_slices
 
 STACKS = (1, 2, 6)  # output slices
@@ -122,18 +123,7 @@ def _build(
         )
     wide = [] if ranges is None else ranges["in_float32"]
     in_float32 = {precision: parts_in_float32(network, precision, wide) for precision in precisions}
-    graphs, streams = {}, {}
-    for precision in sorted(precisions, key=PRECISIONS.index):  # float32 first: its file holds the weights
-        say(f"ONNX graph, {precision}")
-        weights = folder / graphs["fp32"] if "fp32" in graphs else None
-        graphs[precision] = f"model_{precision}.onnx"
-        metadata = graph_metadata(network, checkpoint_sha256, precision)
-        export_graph(network, precision, folder / graphs[precision], metadata, in_float32[precision], weights)
-        if precision in STREAMED:
-            say(f"ONNX graph that streams, {precision}")
-            streams[precision] = f"stream_{precision}.onnx"
-            export_stream_graph(network, folder / streams[precision], metadata, folder / graphs[precision])
-
+    graphs, streams = _write_graphs(network, checkpoint_sha256, folder, in_float32, say)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -154,12 +144,12 @@ def _build(
         "in_float32": in_float32,
         "files": {name: _entry(folder / name) for name in (*graphs.values(), *streams.values(), REFERENCE)},
     }
-    _write_manifest(manifest, folder)
-    rows: list[dict[str, Any]] = []
     references = [
         Reference(stack, lesion, checkpoint_sha256, "x".join(map(str, stack.shape[2:])))
         for stack, lesion in zip((large, small), probabilities, strict=True)
     ]
+    _write_manifest(manifest, folder)
+    rows: list[dict[str, Any]] = []
     for precision in precisions:
         say(f"parity, {precision}")
         rows += _prove(folder, precision, tolerances[precision], references)
@@ -175,6 +165,25 @@ def _build(
         )
     _write_manifest({**manifest, "parity": rows}, folder)
     return rows
+
+
+def _write_graphs(
+    network: Network, checkpoint_sha256: str, folder: Path, in_float32: dict[str, list[str]], say: Say
+) -> tuple[dict[str, str], dict[str, str]]:
+    """File names by precision: of the graphs for whole stacks, and of those that stream."""
+    graphs: dict[str, str] = {}
+    streams: dict[str, str] = {}
+    for precision in sorted(in_float32, key=PRECISIONS.index):  # float32 first: its file holds the weights
+        say(f"ONNX graph, {precision}")
+        weights = folder / graphs["fp32"] if "fp32" in graphs else None
+        graphs[precision] = f"model_{precision}.onnx"
+        metadata = graph_metadata(network, checkpoint_sha256, precision)
+        export_graph(network, precision, folder / graphs[precision], metadata, in_float32[precision], weights)
+        if precision in STREAMED:
+            say(f"ONNX graph that streams, {precision}")
+            streams[precision] = f"stream_{precision}.onnx"
+            export_stream_graph(network, folder / streams[precision], metadata, folder / graphs[precision])
+    return graphs, streams
 
 
 def _prove(folder: Path, precision: str, tolerance: Tolerance, references: Sequence[Reference]) -> list[dict[str, Any]]:

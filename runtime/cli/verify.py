@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lesionrt.runtime.bundle import Bundle
     from lesionrt.runtime.parity import Reference
 
+STORED = ".npz"  # the ending of a reference file; all others are checkpoints
+
 
 def command(
     bundle: BundleArgument,
@@ -66,14 +68,12 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare a bundle with PyTorch's probabilities; out of tolerance is exit code 5."""
-    from lesionrt.runtime.bundle import REFERENCE, load_bundle
+    from lesionrt.runtime.bundle import load_bundle
     from lesionrt.runtime.errors import ParityError, UsageError
-    from lesionrt.runtime.parity import TOLERANCES, load_reference, report_lines
-    from lesionrt.runtime.parity_table import table_lines
+    from lesionrt.runtime.parity import TOLERANCES
     from lesionrt.runtime.verify import verify
 
-    computed = reference is not None and reference.suffix != ".npz"
-    if flair is not None and not computed:
+    if flair is not None and (reference is None or reference.suffix == STORED):
         raise UsageError("--input needs PyTorch's probabilities of that volume: give --reference checkpoint.pt too")
     if save_reference is not None and flair is None:
         raise UsageError(
@@ -83,12 +83,7 @@ def command(
         check_new(save_reference, force)
     loaded = load_bundle(bundle)
     plan = _plan(loaded, backend, precision)
-    if reference is None:
-        known = load_reference(loaded.checked(REFERENCE))
-    elif computed:
-        known = _from_checkpoint(loaded, reference, flair, save_reference)
-    else:
-        known = load_reference(reference)
+    known = _reference(loaded, reference, flair, save_reference)
     if bisect:
         _bisect(loaded, known, precision, bisect_tolerance, as_json)
         return
@@ -100,18 +95,9 @@ def command(
         plan.left_out.update(left_out)
     passed = not any(row["findings"] for row in rows)
     if as_json:
-        # JSON has no NaN: what is not a number is null.
-        plain = [{**row, "comparison": {name: _or_null(n) for name, n in row["comparison"].items()}} for row in rows]
-        report = {"bundle": str(bundle), "model": loaded.model.as_dict(), "backend_chosen": plan.why}
-        report["left_out"] = plan.left_out
-        print(json.dumps({**report, "passed": passed, "results": plain}, allow_nan=False))
+        print(_as_json(loaded, plan, rows, passed))
     else:
-        print("\n".join(report_lines(rows)))
-        if len(rows) > 1:
-            print("\n".join(table_lines(rows)))
-        for what, reason in plan.left_out.items():
-            print(f"not compared: {what}: {reason}", file=sys.stderr)
-        print(f"{bundle}: {'within' if passed else 'OUT OF'} tolerance")
+        _show(loaded, plan, rows, passed)
     if not passed:
         raise typer.Exit(ParityError.exit_code)
 
@@ -153,6 +139,25 @@ def _plan(bundle: "Bundle", backend: str, asked: list[str] | None) -> _Plan:
         left_out["cpu bf16"] = "emulating it needs onnx. Run: pip install 'lesionrt[export]'"
     wanted = {name: [precision for precision in each if not asked or precision in asked] for name, each in had.items()}
     return _Plan({name: each for name, each in wanted.items() if each}, why, left_out)
+
+
+def _as_json(bundle: "Bundle", plan: _Plan, rows: list[dict[str, Any]], passed: bool) -> str:
+    """JSON has no NaN: what is not a number is null."""
+    plain = [{**row, "comparison": {name: _or_null(n) for name, n in row["comparison"].items()}} for row in rows]
+    report = {"bundle": str(bundle.path), "model": bundle.model.as_dict(), "backend_chosen": plan.why}
+    return json.dumps({**report, "left_out": plan.left_out, "passed": passed, "results": plain}, allow_nan=False)
+
+
+def _show(bundle: "Bundle", plan: _Plan, rows: list[dict[str, Any]], passed: bool) -> None:
+    from lesionrt.runtime.parity import report_lines
+    from lesionrt.runtime.parity_table import table_lines
+
+    print("\n".join(report_lines(rows)))
+    if len(rows) > 1:
+        print("\n".join(table_lines(rows)))
+    for what, reason in plan.left_out.items():
+        print(f"not compared: {what}: {reason}", file=sys.stderr)
+    print(f"{bundle.path}: {'within' if passed else 'OUT OF'} tolerance")
 
 
 def _open(name: str, bundle: "Bundle", precision: str) -> "Backend":
@@ -201,6 +206,16 @@ def _bisect(
 
 def _or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _reference(bundle: "Bundle", given: Path | None, flair: Path | None, save: Path | None) -> "Reference":
+    """What to compare with: the bundle's own probabilities, a file's, or those that PyTorch computes now."""
+    from lesionrt.runtime.bundle import REFERENCE
+    from lesionrt.runtime.parity import load_reference
+
+    if given is None:
+        return load_reference(bundle.checked(REFERENCE))
+    return load_reference(given) if given.suffix == STORED else _from_checkpoint(bundle, given, flair, save)
 
 
 def _from_checkpoint(bundle: "Bundle", checkpoint: Path, flair: Path | None, save: Path | None) -> "Reference":
