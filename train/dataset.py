@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -110,15 +111,21 @@ def _read_csv(path: Path) -> list[Scan]:
 
 
 def _check_columns(names: Sequence[str], path: Path) -> None:
-    """A column that is not known is refused: one named Split would let the test scans train."""
+    """A misspelt column is refused; others may stand there and are not read."""
     expected = f"expected {','.join(COLUMNS)} in its first line, and {SPLIT} if wished"
     absent = [name for name in COLUMNS if name not in names]
     if absent:
         raise DatasetError(f"{path}: has no column {', '.join(absent)}; {expected}")
-    surplus = [name for at, name in enumerate(names) if name not in (*COLUMNS, SPLIT) or name in names[:at]]
-    if surplus:
+    known = (*COLUMNS, SPLIT)
+    # Others may say what they like, but a "Split" that is not read would train on test scans.
+    doubtful = [
+        name
+        for at, name in enumerate(names)
+        if name in names[:at] or (name not in known and get_close_matches(name.strip().lower(), known, cutoff=0.8))
+    ]
+    if doubtful:
         raise DatasetError(
-            f"{path}: has columns that are not known or stand there twice: {', '.join(map(repr, surplus))}; "
+            f"{path}: has columns that are misspelt or stand there twice: {', '.join(map(repr, doubtful))}; "
             f"{expected}: rename or remove them"
         )
 

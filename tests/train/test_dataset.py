@@ -63,10 +63,10 @@ def isbi(tmp_path: Path) -> Path:
 def test_a_csv_names_files_relative_to_its_own_folder_and_may_name_splits(table: Path) -> None:
     path = write(
         table,
-        f"{HEAD},split",
-        "one/flair.nii.gz,one/mask.nii,p1,1,train",
+        f"{HEAD},split,remark",
+        "one/flair.nii.gz,one/mask.nii,p1,1,train,noisy",
         "",
-        f"{table}/two/flair.nii.gz, two/mask.nii ,p2,1,",
+        f"{table}/two/flair.nii.gz, two/mask.nii ,p2,1,,",
     )
     assert read_dataset(path) == [
         Scan(table / "one/flair.nii.gz", table / "one/mask.nii", "p1", "1", "train"),
