@@ -36,17 +36,26 @@ class Gpu:
     def __init__(self) -> None:
         self.blocks: dict[int, np.ndarray] = {}
         self.room, self.lost, self.next = 2**20, False, 256
-        nothing = SimpleNamespace(push=lambda: None)
-        self.Context = SimpleNamespace(pop=lambda: None, synchronize=self.answer)
+        self.pushed: list[object] = []
+        context = SimpleNamespace(push=lambda: self.pushed.append(context), detach=self.pushed.clear)
+        self.Context = SimpleNamespace(
+            pop=self.pop, synchronize=self.answer, get_current=lambda: self.pushed[-1] if self.pushed else None
+        )
         self.event_flags = SimpleNamespace(DISABLE_TIMING=0)
         named = SimpleNamespace(
             name=lambda: "A GPU", compute_capability=lambda: (8, 6), total_memory=lambda: 2**30,
-            retain_primary_context=lambda: nothing,
+            retain_primary_context=lambda: context,
         )  # fmt: skip
         self.Device: Any = lambda ordinal: named
         self.Device.count = lambda: 1
         self.Event = lambda flags: SimpleNamespace(record=self.answer, synchronize=self.answer)
-        self.Stream = lambda: SimpleNamespace(handle=0, wait_for_event=self.answer, synchronize=self.answer)
+        self.Stream = lambda flags: SimpleNamespace(handle=0, wait_for_event=self.answer, synchronize=self.answer)
+
+    def pop(self) -> None:
+        self.answer()
+        if not self.pushed:
+            raise DriverError("cannot pop non-current context")
+        self.pushed.pop()
 
     def answer(self, *what: object) -> None:
         if self.lost:
@@ -119,8 +128,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     for cached in (cuda.gpu, cuda._primary_context):
         cached.cache_clear()
     yield found
+    assert found.pushed == []  # pycuda would end the process
     for cached in (cuda.gpu, cuda._primary_context):
         cached.cache_clear()
+    cuda._given_up.clear()
 
 
 @pytest.fixture
@@ -198,3 +209,23 @@ def test_a_lost_gpu_is_exit_code_4_at_once_and_for_good(backend: Any, gpu: Gpu) 
     assert backend._idle == []
     backend.__exit__(None, None, None)
     assert backend._loaded.engine is None
+
+
+def test_a_gpu_that_is_lost_between_two_runs_is_lost_for_good(backend: Any, gpu: Gpu) -> None:
+    def spoiled(flags: int) -> None:
+        gpu.lost = True
+        gpu.answer()
+
+    gpu.Stream = spoiled
+    with pytest.raises(cuda.DeviceError, match="start it again"):
+        backend.infer_stack(SLICES)
+    assert backend._lost is not None
+
+
+def test_what_cannot_be_kept_of_a_good_run_is_a_warning(backend: Any) -> None:
+    backend._loaded._cache = SimpleNamespace(serialize=lambda: None)
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+    assert ["could not give its runtime cache" in warning for warning in backend.warnings] == [True]
+    assert len(backend._idle) == 1
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+    assert len(backend.warnings) == 1
