@@ -13,7 +13,7 @@ from lesionrt.runtime.backends.engine_lane import Array, Lane, Progress
 from lesionrt.runtime.backends.engine_loaded import LoadedEngine, runtime_cache_file
 from lesionrt.runtime.engines.identity import Engine
 from lesionrt.runtime.engines.library import load
-from lesionrt.runtime.errors import StackError, UnavailableError
+from lesionrt.runtime.errors import OutputError, StackError, UnavailableError
 from lesionrt.runtime.prepare import HALO
 
 
@@ -52,7 +52,7 @@ class EngineBackend:
         self._lost: str | None = None
         self._limit: int | None = None  # output slices at a time, once memory ran out
         with self.device_gpu.active():
-            self._loaded = LoadedEngine(trt, plan, runtime_cache_file(plan, self.device_gpu))
+            self._loaded = LoadedEngine(trt, plan, runtime_cache_file(trt, identity, self.device_gpu.gpu))
         self._idle: list[Lane] = []
         # Also at the interpreter's exit, while CUDA is still there.
         self._close = weakref.finalize(self, _close, self.device_gpu, self._idle, self._loaded)
@@ -129,7 +129,7 @@ class EngineBackend:
         """For the next process, which compiles again without it: that it cannot be kept is a warning."""
         try:
             self._loaded.save_runtime_cache()
-        except UnavailableError as error:
+        except (UnavailableError, OutputError) as error:
             self.warnings.append(f"what was compiled for this GPU is not kept ({error})")
 
     def _look_after(self, error: UnavailableError) -> None:

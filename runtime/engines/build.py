@@ -272,14 +272,7 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
         set_targets(trt, config, identity.targets)
     else:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, identity.workspace_bytes)
-        cache = _timing_cache(bundle, identity)
-        known = cache.read_bytes() if cache.is_file() else b""
-        # One of another device is refused by TensorRT and an empty one is used.
-        timing = config.create_timing_cache(known) or config.create_timing_cache(b"")  # a damaged one gives none
-        if timing is None or not config.set_timing_cache(timing, ignore_mismatch=False):
-            log.forget_errors()
-            timing = config.create_timing_cache(b"")
-            config.set_timing_cache(timing, ignore_mismatch=False)
+        _use_timings(config, _timing_cache(bundle, identity), trt, log)
     profile = parsed.builder.create_optimization_profile()
     shapes = [(slices, 1, height, width) for slices, height, width in _shapes(identity.profile)]
     profile.set_shape("slices", *shapes)
@@ -297,6 +290,23 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
 
 def _shapes(profile: Profile) -> tuple[tuple[int, int, int], ...]:
     return profile.smallest, profile.optimum, profile.largest
+
+
+def _use_timings(config: Any, file: Path, trt: Any, log: Log) -> None:
+    """Set what earlier builds timed, or nothing yet.
+
+    Raises
+    ------
+    UnavailableError
+        If not even an empty cache is taken.
+    """
+    # One that is damaged gives none, and one of another device is refused.
+    for known in (file.read_bytes() if file.is_file() else b"", b""):
+        log.forget_errors()
+        timings = config.create_timing_cache(known)
+        if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
+            return
+    raise UnavailableError(f"{trt.__name__} {trt.__version__} takes no timing cache: {log.text_of_errors()}")
 
 
 def _timing_cache(bundle: Bundle, identity: Identity) -> Path:
