@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lesionrt.runtime.engines.identity import PRECISIONS as PRECISIONS
 from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError, InputError
 from lesionrt.runtime.files import sha256, sha256_of
@@ -15,7 +16,6 @@ FORMAT = "lesionrt bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 # What every manifest holds besides format and version.
 _ENTRIES: dict[str, type] = {
     "model": dict,

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import UnavailableError
 
-
 _LOST = "what this process had on the GPU is lost, start it again"
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: pycuda gives a stream's flags to cuStreamCreate as they are
 

@@ -1,12 +1,14 @@
 """From a bundle's ONNX graph to an engine in the bundle."""
 
 import json
+import os
 import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
 from lesionrt.runtime.backends.cuda import Gpu, gpu
@@ -25,7 +27,9 @@ SMALLEST_STACK = 1 + 2 * HALO
 # A whole brain of 1 mm slices and what its box is padded to.
 BRAIN = (144 + 2 * HALO, 160, 192)
 MAX_SIZE = (256, 256)
-# Room for activations: of the GPU's memory, or where none is there, of a small card's.
+# NVIDIA's limit on the elements of one tensor, whatever memory there is.
+MOST_ELEMENTS = 2**31 - 1
+# Room for activations: of the GPU's memory, or where none is there, a small card's.
 DEVICE_SHARE = 0.7
 WITHOUT_DEVICE = 4 * GIB
 # A first guess of activation bytes per pixel of the stack, measured with the paper's network; the builder's own figure
@@ -41,8 +45,9 @@ _FIGURES = {
 }
 
 Say = Callable[[str], None]
-# Runs a finished engine where it can run, and gives its parity rows; None where it cannot.
-Measure = Callable[[Bundle, Engine, bytes], "list[dict[str, Any]] | None"]
+# A finished engine's parity rows, None where it cannot run; and what is unusual about that, None where nothing is.
+Parity = tuple[list[dict[str, Any]] | None, str | None]
+Measure = Callable[[Bundle, Engine, bytes], Parity]
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Wanted:
     max_size
         Height and width of the largest slice, pixels.
     workspace_bytes
-        What the activations must fit; None for most of the GPU found, or a small card's.
+        What the activations must fit; None for most of the GPU found, where the engine is for it, or a small card's.
     targets
         Compute capabilities, for RTX only; empty for its own choice.
 
@@ -122,36 +127,51 @@ def build_engine(
     BundleError
         If the graph is missing, damaged, unreadable or of another precision than it says.
     UnavailableError
-        If the library or, for TensorRT, the GPU is missing, or the build fails.
+        If the library or, for TensorRT, the GPU is missing, or the build fails, or an engine does not run on the GPU that it
+        was just built for.
     ParityError
         If the engine ran and is out of tolerance.
     OutputError
-        If the bundle cannot be written.
+        If the bundle or, anywhere, a log cannot be written.
     KeyboardInterrupt, SystemExit
         After SIGINT, SIGTERM.
     """
     graph = _graph(bundle, wanted)
     trt = load(wanted.flavour)
     device = None if wanted.flavour == "rtx" else gpu()
-    log_path = bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.engine-build.log")
-    try:
-        file = log_path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{log_path}: the build's log cannot be written ({error.strerror})") from error
-    with file:
+    log_path = _log_path(bundle, say)
+    with log_path.open("w", encoding="utf-8") as file:
         log = Log(trt, file)
         try:
             engine, plan, timings = _build(bundle, graph, wanted, trt, device, log, force, say)
-            rows = measure(bundle, engine, plan)
+            parity = measure(bundle, engine, plan)
         except UsageError:
             log_path.unlink()  # it says nothing that the error does not
             raise
         except BaseException:
             say(f"the build's log is kept: {log_path}")
             raise
-    engine = _add(bundle, engine, plan, timings, rows)
+    engine = _add(bundle, engine, plan, timings, parity)
     log_path.unlink(missing_ok=True)
     return engine
+
+
+def _log_path(bundle: Bundle, say: Say) -> Path:
+    """An empty file beside the bundle, or where nothing can be written there, among the temporary files."""
+    path = bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.engine-build.log")
+    try:
+        path.write_text("")
+    except OSError as error:
+        problem = f"{path}: the build's log cannot be written ({error.strerror})"
+    else:
+        return path
+    try:
+        handle, name = mkstemp(prefix="lesionrt.", suffix=f".{path.name}")
+    except OSError:
+        raise OutputError(f"{problem}, nor anywhere else: set TMPDIR to a folder that can be written") from None
+    os.close(handle)
+    say(f"{problem}; it goes to {name}")
+    return Path(name)
 
 
 def _graph(bundle: Bundle, wanted: Wanted) -> Path:
@@ -176,17 +196,20 @@ def _build(
     say: Say,
 ) -> tuple[Engine, bytes, bytes | None]:
     """The engine with its plan and timing cache; nothing is written."""
-    workspace = wanted.workspace_bytes or (
-        WITHOUT_DEVICE if device is None else int(DEVICE_SHARE * device.memory_bytes)
-    )
+    workspace = wanted.workspace_bytes or _room(wanted)
     say(f"{trt.__name__} {trt.__version__} reads {graph.name}")
     parsed = ParsedNetwork(trt, log, graph)
     layers = parsed.layers(wanted.precision)
     check_precision(layers, wanted.precision, graph)
     say(f"{layers.total} layers, of which {layers.computing} compute: {in_words(wanted.precision, layers.share)}")
-    slices = wanted.max_slices or _first_guess(wanted, workspace)
+    guess = wanted.max_slices or _first_guess(wanted, workspace, widest(bundle.manifest["network"]))
+
+    def identified(slices: int) -> Identity:
+        return _identity(bundle, wanted, trt, device, workspace, _profile(wanted, bundle.size_multiple, slices))
+
+    slices = guess if wanted.max_slices is not None else _fitted_before(bundle, identified, guess) or guess
     for _ in range(_ATTEMPTS):
-        identity = _identity(bundle, wanted, trt, device, workspace, _profile(wanted, bundle.size_multiple, slices))
+        identity = identified(slices)
         if not force and any(known.identity == identity for known in engines_of(bundle.manifest)):
             raise UsageError(f"{bundle.path / identity.file_name} is there already; give --force to build it again")
         say(f"building for stacks of up to {'x'.join(map(str, identity.profile.largest))}")
@@ -196,7 +219,8 @@ def _build(
         needed = memory["activations"]
         if needed is None or needed <= workspace:
             say("memory: " + ", ".join(f"{name} {_mib(size)}" for name, size in memory.items()))
-            return Engine(identity.file_name, identity, _entry(graph, identity, layers, memory)), plan, timings
+            entry = {**_entry(graph, identity, layers, memory), "first_guess_slices": guess}
+            return Engine(identity.file_name, identity, entry), plan, timings
         fitting = min(slices - 1, int(slices * workspace / needed))
         if wanted.max_slices is not None or fitting < SMALLEST_STACK:
             raise UsageError(_does_not_fit(identity.profile, needed, workspace, fitting))
@@ -205,11 +229,40 @@ def _build(
     raise UnavailableError(f"{graph}: no largest stack was found that fits {_mib(workspace)}; give --max-slices")
 
 
-def _first_guess(wanted: Wanted, workspace: int) -> int:
+def _room(wanted: Wanted) -> int:
+    """Bytes for activations: of the GPU here if the engine is for it, of a small card's otherwise."""
+    try:
+        here = gpu()
+    except UnavailableError:
+        if wanted.flavour != "rtx":
+            raise
+        return WITHOUT_DEVICE
+    for_others = set(wanted.targets) - {here.compute_capability}
+    return WITHOUT_DEVICE if for_others else int(DEVICE_SHARE * here.memory_bytes)
+
+
+def widest(network: dict[str, Any]) -> int:
+    """Channels of the widest tensor at full size: what the last block gets and what its layers add."""
+    try:
+        return int(network["first_channels"]) + 3 * int(network["layers"]) * int(network["growth_rate"])
+    except (KeyError, TypeError, ValueError):  # a network of another kind; as the paper's
+        return 228
+
+
+def _first_guess(wanted: Wanted, workspace: int, channels: int) -> int:
     """Slices of the largest stack, before the builder was asked."""
     height, width = wanted.max_size
     fitting = workspace // (_BYTES_PER_PIXEL[wanted.precision] * height * width)
-    return max(SMALLEST_STACK, min(BRAIN[0] * 2, fitting))
+    return max(SMALLEST_STACK, min(BRAIN[0] * 2, fitting, MOST_ELEMENTS // (channels * height * width)))
+
+
+def _fitted_before(bundle: Bundle, identified: Callable[[int], Identity], guess: int) -> int | None:
+    """To how many slices an earlier build of the same engine had to go down from the same guess; None if none did."""
+    for known in engines_of(bundle.manifest):
+        slices = known.identity.profile.largest[0]
+        if known.entry.get("first_guess_slices") == guess and known.identity == identified(slices):
+            return slices
+    return None
 
 
 def _profile(wanted: Wanted, multiple: int, slices: int) -> Profile:
@@ -346,12 +399,10 @@ def _entry(graph: Path, identity: Identity, layers: Layers, memory: dict[str, in
     }
 
 
-def _add(
-    bundle: Bundle, engine: Engine, plan: bytes, timings: bytes | None, parity: list[dict[str, Any]] | None
-) -> Engine:
+def _add(bundle: Bundle, engine: Engine, plan: bytes, timings: bytes | None, parity: Parity) -> Engine:
     """Write plan, timing cache and manifest; the manifest last."""
     manifest = load_bundle(bundle.path).manifest  # another build may have added an engine meanwhile
-    entry = {**engine.entry, "parity": parity}
+    entry = {**engine.entry, "parity": parity[0], "not_measured_because": parity[1]}
     others = [known.entry for known in engines_of(manifest) if known.file != engine.file]
     files = {**manifest["files"], engine.file: {"bytes": len(plan), "sha256": sha256_of(plan)}}
     manifest = {**manifest, "engines": [*others, entry], "files": files}
