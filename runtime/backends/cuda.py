@@ -115,18 +115,18 @@ def _translated() -> Iterator[None]:
         raise DeviceError(f"CUDA failed ({error}); {_LOST}") from error
 
 
-# Contexts that must never be pushed again: pycuda takes them for valid no more, and would pop one too many.
+# Contexts that must not be pushed again: pycuda takes them for valid no more, and would pop one too many.
 _given_up: list[Any] = []
 
 
 def _give_up(context: Any) -> None:
-    """Take a context that cannot be popped from pycuda's own stack, which ends the process with SIGABRT if something is left
-    on it when its thread ends: detaching does that, and says on stderr what CUDA refuses."""
+    """Take a context that cannot be popped from this thread's stack in pycuda, which would end the process with SIGABRT when
+    the thread ends with something on it."""
     driver = _driver()
     with suppress(driver.Error):
-        if driver.Context.get_current() == context:
-            _given_up.append(context)
-            context.detach()
+        context.detach()  # refused for one that another thread gave up
+    _given_up.append(context)
+    driver.Context.get_current()  # on its way pycuda drops what was detached
 
 
 class Device:
@@ -155,7 +155,7 @@ class Device:
             If it is out of memory.
         """
         driver = _driver()
-        if self._context in _given_up:
+        if self._context in _given_up:  # it may be another thread that lost it
             raise DeviceError(f"CUDA failed before; {_LOST}")
         with _translated():
             self._context.push()

@@ -40,10 +40,9 @@ class Gpu:
         self.blocks: dict[int, np.ndarray] = {}
         self.room, self.lost, self.next = 2**20, False, 256
         self.pushed: list[object] = []
-        context = SimpleNamespace(push=lambda: self.pushed.append(context), detach=self.pushed.clear)
-        self.Context = SimpleNamespace(
-            pop=self.pop, synchronize=self.answer, get_current=lambda: self.pushed[-1] if self.pushed else None
-        )
+        context = SimpleNamespace(push=lambda: self.pushed.append(context), detach=self.detach, valid=True)
+        self.Context = SimpleNamespace(pop=self.pop, synchronize=self.answer, get_current=self.drop_detached)
+        self.primary = context
         self.event_flags = SimpleNamespace(DISABLE_TIMING=0)
         named = SimpleNamespace(
             name=lambda: "A GPU", compute_capability=lambda: (8, 6), total_memory=lambda: 2**30,
@@ -53,6 +52,15 @@ class Gpu:
         self.Device.count = lambda: 1
         self.Event = lambda flags: SimpleNamespace(record=self.answer, synchronize=self.answer)
         self.Stream = lambda flags: SimpleNamespace(handle=0, wait_for_event=self.answer, synchronize=self.answer)
+
+    def detach(self) -> None:
+        if not self.primary.valid:
+            raise DriverError("cannot detach from invalid context")
+        self.primary.valid = False
+
+    def drop_detached(self) -> None:
+        if not self.primary.valid:
+            self.pushed.clear()
 
     def pop(self) -> None:
         self.answer()
