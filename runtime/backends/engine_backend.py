@@ -130,7 +130,8 @@ class EngineBackend:
         try:
             self._loaded.save_runtime_cache()
         except (UnavailableError, OutputError) as error:
-            self.warnings.append(f"what was compiled for this GPU is not kept ({error})")
+            warning = f"what was compiled for this GPU is not kept ({error})"
+            self.warnings += [warning] if warning not in self.warnings else []
 
     def _look_after(self, error: UnavailableError) -> None:
         """A failure after which nothing on the device answers is for good."""

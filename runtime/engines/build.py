@@ -244,7 +244,7 @@ def _room(wanted: Wanted) -> int:
 def widest(network: dict[str, Any]) -> int:
     """Channels of the widest tensor at full size: what the last block gets and what its layers add."""
     try:
-        return int(network["first_channels"]) + 3 * int(network["layers"]) * int(network["growth_rate"])
+        return max(1, int(network["first_channels"]) + 3 * int(network["layers"]) * int(network["growth_rate"]))
     except (KeyError, TypeError, ValueError):  # a network of another kind; as the paper's
         return 228
 
@@ -319,13 +319,14 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
     (config.set_flag if identity.precision == "tf32" else config.clear_flag)(trt.BuilderFlag.TF32)
     if "RUNTIME_ACTIVATION_RESIZE_10_10" in identity.flags:
         config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    timings: Any = None
     if compiles_at_first_run(trt):
         # The whole graph is one block there, whose scratch memory is all its activations: a limit would end the build
         # without a figure.
         set_targets(trt, config, identity.targets)
     else:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, identity.workspace_bytes)
-        _use_timings(config, _timing_cache(bundle, identity), trt, log)
+        timings = _use_timings(config, _timing_cache(bundle, identity), trt, log)
     profile = parsed.builder.create_optimization_profile()
     shapes = [(slices, 1, height, width) for slices, height, width in _shapes(identity.profile)]
     profile.set_shape("slices", *shapes)
@@ -337,16 +338,15 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
         plan = parsed.builder.build_serialized_network(parsed.network, config)
     if plan is None:
         raise UnavailableError(f"{trt.__name__} {trt.__version__} could not build the engine: {log.text_of_errors()}")
-    timings = None if compiles_at_first_run(trt) else bytes(config.get_timing_cache().serialize())
-    return bytes(plan), timings
+    return bytes(plan), None if timings is None else bytes(config.get_timing_cache().serialize())
 
 
 def _shapes(profile: Profile) -> tuple[tuple[int, int, int], ...]:
     return profile.smallest, profile.optimum, profile.largest
 
 
-def _use_timings(config: Any, file: Path, trt: Any, log: Log) -> None:
-    """Set what earlier builds timed, or nothing yet.
+def _use_timings(config: Any, file: Path, trt: Any, log: Log) -> Any:
+    """Set what earlier builds timed, or nothing yet; the configuration does not keep it alive.
 
     Raises
     ------
@@ -358,7 +358,7 @@ def _use_timings(config: Any, file: Path, trt: Any, log: Log) -> None:
         log.forget_errors()
         timings = config.create_timing_cache(known)
         if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
-            return
+            return timings
     raise UnavailableError(f"{trt.__name__} {trt.__version__} takes no timing cache: {log.text_of_errors()}")
 
 

@@ -119,7 +119,6 @@ def test_timings_are_reused_unless_they_are_damaged_or_another_gpus(
     if known is not None:
         file.write_bytes(known)
     config = Config(b"timings", b"")
-    _use_timings(config, file, trt, Log(trt))
-    assert config.has == used
+    assert _use_timings(config, file, trt, Log(trt)) == config.has == used
     with pytest.raises(UnavailableError, match=r"takes no timing cache: TensorRT gave no reason"):
         _use_timings(Config(), file, trt, Log(trt))
