@@ -45,7 +45,8 @@ def build(
     """Add an engine to a bundle, from its ONNX graph of that precision (fp32's for tf32)."""
     from lesionrt.runtime.backends.engine_parity import measure
     from lesionrt.runtime.bundle import load_bundle
-    from lesionrt.runtime.engines.build import Wanted, build_engine
+    from lesionrt.runtime.engines.build import build_engine
+    from lesionrt.runtime.engines.wanted import Wanted
     from lesionrt.runtime.parity import summary_lines
 
     wanted = Wanted(
@@ -73,7 +74,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _bytes(gib: float) -> int:
-    from lesionrt.runtime.engines.build import GIB
+    from lesionrt.runtime.engines.stacks import GIB
 
     size = gib * GIB
     if not 0 < size < 2**63:  # nan neither; TensorRT counts in 64 bits

@@ -5,36 +5,23 @@ import os
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
 from lesionrt.runtime.backends.cuda import Gpu, gpu
-from lesionrt.runtime.bundle import MANIFEST, PRECISIONS, Bundle, load_bundle
-from lesionrt.runtime.engines.identity import FLAVOURS, Engine, Identity, Profile, engines_of
+from lesionrt.runtime.bundle import MANIFEST, Bundle, load_bundle
+from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.interrupt import interruptible
 from lesionrt.runtime.engines.library import Log, compiles_at_first_run, load
 from lesionrt.runtime.engines.network import Layers, ParsedNetwork, check_precision, in_words
+from lesionrt.runtime.engines.stacks import first_guess, profile_for, room, widest
 from lesionrt.runtime.engines.targets import set_targets
+from lesionrt.runtime.engines.wanted import SMALLEST_STACK, Wanted
 from lesionrt.runtime.errors import BundleError, OutputError, UnavailableError, UsageError
 from lesionrt.runtime.files import sha256_of, write_atomically
-from lesionrt.runtime.prepare import HALO
 
-GIB = 2**30
-SMALLEST_STACK = 1 + 2 * HALO
-# A whole brain of 1 mm slices and what its box is padded to.
-BRAIN = (144 + 2 * HALO, 160, 192)
-MAX_SIZE = (256, 256)
-# NVIDIA's limit on the elements of one tensor, whatever memory there is.
-MOST_ELEMENTS = 2**31 - 1
-# Room for activations: of the GPU's memory, or where none is there, a small card's.
-DEVICE_SHARE = 0.7
-WITHOUT_DEVICE = 4 * GIB
-# A first guess of activation bytes per pixel of the stack, measured with the paper's network; the builder's own figure
-# decides.
-_BYTES_PER_PIXEL = {"fp32": 2700, "tf32": 2700, "fp16": 1400, "bf16": 1400}
 _ATTEMPTS = 4
 _FIGURES = {
     "activations": r"Total Activation Memory: (\d+) bytes",
@@ -48,58 +35,6 @@ Say = Callable[[str], None]
 # A finished engine's parity rows, None where it cannot run; and what is unusual about that, None where nothing is.
 Parity = tuple[list[dict[str, Any]] | None, str | None]
 Measure = Callable[[Bundle, Engine, bytes], Parity]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which engine to build.
-
-    Attributes
-    ----------
-    flavour
-        ``tensorrt`` or ``rtx``.
-    precision
-        ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
-    max_slices
-        Slices of the largest stack; None for as many as fit the workspace.
-    max_size
-        Height and width of the largest slice, pixels.
-    workspace_bytes
-        What the activations must fit; None for most of the GPU found, where the engine is for it, or a small card's.
-    targets
-        Compute capabilities, for RTX only; empty for its own choice.
-
-    Raises
-    ------
-    UsageError
-        If these do not fit together.
-    """
-
-    flavour: str = "tensorrt"
-    precision: str = "fp32"
-    max_slices: int | None = None
-    max_size: tuple[int, int] = MAX_SIZE
-    workspace_bytes: int | None = None
-    targets: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for what, value, known in (
-            ("flavour", self.flavour, FLAVOURS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise UsageError(f"{what} {value!r} is not known; expected {', '.join(known)}")
-        if self.targets and self.flavour != "rtx":
-            raise UsageError("--target is for --flavor rtx; a TensorRT engine is built for the GPU it is built on")
-        if self.max_slices is not None and self.max_slices < SMALLEST_STACK:
-            raise UsageError(f"--max-slices is {self.max_slices}; expected at least {SMALLEST_STACK}")
-        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
-            raise UsageError("--workspace is not over 0")
-
-    @property
-    def graph_precision(self) -> str:
-        """Of the ONNX graph: TF32 is how a float32 graph is computed."""
-        return "fp32" if self.precision == "tf32" else self.precision
 
 
 def build_engine(
@@ -196,16 +131,16 @@ def _build(
     say: Say,
 ) -> tuple[Engine, bytes, bytes | None]:
     """The engine with its plan and timing cache; nothing is written."""
-    workspace = wanted.workspace_bytes or _room(wanted)
+    workspace = wanted.workspace_bytes or room(wanted)
     say(f"{trt.__name__} {trt.__version__} reads {graph.name}")
     parsed = ParsedNetwork(trt, log, graph)
     layers = parsed.layers(wanted.precision)
     check_precision(layers, wanted.precision, graph)
     say(f"{layers.total} layers, of which {layers.computing} compute: {in_words(wanted.precision, layers.share)}")
-    guess = wanted.max_slices or _first_guess(wanted, workspace, widest(bundle.manifest["network"]))
+    guess = wanted.max_slices or first_guess(wanted, workspace, widest(bundle.manifest["network"]))
 
     def identified(slices: int) -> Identity:
-        return _identity(bundle, wanted, trt, device, workspace, _profile(wanted, bundle.size_multiple, slices))
+        return _identity(bundle, wanted, trt, device, workspace, profile_for(wanted, bundle.size_multiple, slices))
 
     slices = guess if wanted.max_slices is not None else _fitted_before(bundle, identified, guess) or guess
     for _ in range(_ATTEMPTS):
@@ -229,33 +164,6 @@ def _build(
     raise UnavailableError(f"{graph}: no largest stack was found that fits {_mib(workspace)}; give --max-slices")
 
 
-def _room(wanted: Wanted) -> int:
-    """Bytes for activations: of the GPU here if the engine is for it, of a small card's otherwise."""
-    try:
-        here = gpu()
-    except UnavailableError:
-        if wanted.flavour != "rtx":
-            raise
-        return WITHOUT_DEVICE
-    for_others = set(wanted.targets) - {here.compute_capability}
-    return WITHOUT_DEVICE if for_others else int(DEVICE_SHARE * here.memory_bytes)
-
-
-def widest(network: dict[str, Any]) -> int:
-    """Channels of the widest tensor at full size: what the last block gets and what its layers add."""
-    try:
-        return max(1, int(network["first_channels"]) + 3 * int(network["layers"]) * int(network["growth_rate"]))
-    except (KeyError, TypeError, ValueError):  # a network of another kind; as the paper's
-        return 228
-
-
-def _first_guess(wanted: Wanted, workspace: int, channels: int) -> int:
-    """Slices of the largest stack, before the builder was asked."""
-    height, width = wanted.max_size
-    fitting = workspace // (_BYTES_PER_PIXEL[wanted.precision] * height * width)
-    return max(SMALLEST_STACK, min(BRAIN[0] * 2, fitting, MOST_ELEMENTS // (channels * height * width)))
-
-
 def _fitted_before(bundle: Bundle, identified: Callable[[int], Identity], guess: int) -> int | None:
     """To how many slices an earlier build of the same engine had to go down from the same guess; None if none did."""
     for known in engines_of(bundle.manifest):
@@ -263,23 +171,6 @@ def _fitted_before(bundle: Bundle, identified: Callable[[int], Identity], guess:
         if known.entry.get("first_guess_slices") == guess and known.identity == identified(slices):
             return slices
     return None
-
-
-def _profile(wanted: Wanted, multiple: int, slices: int) -> Profile:
-    """From the smallest stack to the largest, with the optimum at a whole brain as far as it fits.
-
-    Raises
-    ------
-    UsageError
-        If the largest size is no multiple of what the network needs.
-    """
-    height, width = wanted.max_size
-    if min(height, width) < multiple or height % multiple or width % multiple:
-        raise UsageError(f"--max-size is {height}x{width}; this network needs multiples of {multiple}")
-    fitting = (min(most, usual) for most, usual in zip((slices, height, width), BRAIN, strict=True))
-    count, *sizes = fitting
-    rows, columns = (size // multiple * multiple for size in sizes)
-    return Profile((SMALLEST_STACK, multiple, multiple), (count, rows, columns), (slices, height, width))
 
 
 def _identity(

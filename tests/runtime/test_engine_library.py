@@ -11,8 +11,9 @@ import pytest
 
 from lesionrt.runtime.backends import probe
 from lesionrt.runtime.bundle import load_bundle
-from lesionrt.runtime.engines.build import Wanted, _use_timings, build_engine
+from lesionrt.runtime.engines.build import _use_timings, build_engine
 from lesionrt.runtime.engines.library import Log, load
+from lesionrt.runtime.engines.wanted import Wanted
 from lesionrt.runtime.errors import UnavailableError
 
 TRT = SimpleNamespace(ILogger=object)
