@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lesionrt.runtime.engines.identity import PRECISIONS as PRECISIONS
 from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.errors import BundleError, InputError
 from lesionrt.runtime.files import sha256, sha256_of
@@ -15,7 +16,6 @@ FORMAT = "lesionrt bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 # What every manifest holds besides format and version.
 _ENTRIES: dict[str, type] = {
     "model": dict,
@@ -140,16 +140,39 @@ class Bundle:
 
     def check(self, name: str) -> str | None:
         """What is wrong with a file of the bundle; None if it is as the manifest says."""
+        return self._misplaced(name) or self._differing(name, sha256(self.path / name))
+
+    def content(self, name: str) -> bytes:
+        """A file of the bundle, read once: what is looked at are the very bytes that are given.
+
+        Raises
+        ------
+        BundleError
+            If it is missing or its size or sha256 is not the manifest's.
+        """
+        finding = self._misplaced(name)
+        if finding is None:
+            try:
+                content = (self.path / name).read_bytes()
+            except OSError as error:
+                raise BundleError(f"{self.path / name}: cannot be read ({error.strerror})") from error
+            finding = self._differing(name, sha256_of(content))
+            if finding is None:
+                return content
+        raise BundleError(f"{self.path / name}: {finding}")
+
+    def _misplaced(self, name: str) -> str | None:
         path, entry = self.path / name, self.manifest["files"][name]
         if not path.is_file():
             return "missing"
         if path.resolve().parent != self.path.resolve():
             return "leads out of the bundle"
         size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"has {size} bytes, the manifest says {entry['bytes']}"
-        digest = sha256(path)
-        return None if digest == entry["sha256"] else f"its sha256 is {digest}, the manifest says {entry['sha256']}"
+        return None if size == entry["bytes"] else f"has {size} bytes, the manifest says {entry['bytes']}"
+
+    def _differing(self, name: str, digest: str) -> str | None:
+        expected = self.manifest["files"][name]["sha256"]
+        return None if digest == expected else f"its sha256 is {digest}, the manifest says {expected}"
 
 
 def load_bundle(path: Path) -> Bundle:

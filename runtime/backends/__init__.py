@@ -15,7 +15,8 @@ from lesionrt.runtime.errors import UnavailableError, UsageError
 Arrays = Mapping[str, NDArray[np.float32]]
 # Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`, which are told the name; one that
 # does not run every graph of a bundle also has `bundle_problem` and `precisions`, one that runs engines, which are built for one
-# device, `runnable`, one that is not always faster than those after it `slower_because`.
+# device, `runnable`, one whose library takes long to load `early_probe`, one that is not always faster than those after it
+# `slower_because`.
 _MODULES = {
     "tensorrt": "lesionrt.runtime.backends.engine",
     "rtx": "lesionrt.runtime.backends.engine",
@@ -94,6 +95,10 @@ class Probe:
 def probe(name: str, bundle: Bundle | None = None) -> Probe:
     """Look whether a backend can run here, and this bundle with it; nothing is loaded."""
     module = import_module(_MODULES[name])
+    if bundle is not None and hasattr(module, "early_probe"):
+        early: Probe | None = module.early_probe(name, bundle)
+        if early is not None:
+            return early
     result: Probe = module.probe(name)
     if bundle is None or result.problem is not None or not hasattr(module, "bundle_problem"):
         return result

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import UnavailableError
 
+_LOST = "what this process had on the GPU is lost, start it again"
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: pycuda gives a stream's flags to cuStreamCreate as they are
+
 
 class DeviceError(UnavailableError):
     """The GPU, or this process's CUDA context, is lost or never was there."""
@@ -71,19 +74,19 @@ def _driver() -> Any:
 
 
 @cache
-def gpu(ordinal: int = 0) -> Gpu:
-    """A GPU of this machine.
+def gpu() -> Gpu:
+    """The first GPU of this machine that CUDA shows.
 
     Raises
     ------
     UnavailableError
-        If pycuda is missing, or there is no such GPU.
+        If pycuda is missing, or there is no GPU.
     """
     driver = _driver()
     with _translated():
-        if ordinal >= driver.Device.count():
-            raise DeviceError(f"no NVIDIA GPU {ordinal} is seen. Install its driver: `nvidia-smi` must list it")
-        device = driver.Device(ordinal)
+        if driver.Device.count() == 0:
+            raise DeviceError("no NVIDIA GPU is seen. Install its driver: `nvidia-smi` must list it")
+        device = driver.Device(0)
         version = driver.get_driver_version()  # 1000 * major + 10 * minor
         return Gpu(
             device.name(),
@@ -94,10 +97,10 @@ def gpu(ordinal: int = 0) -> Gpu:
 
 
 @cache
-def _primary_context(ordinal: int) -> Any:
+def _primary_context() -> Any:
     """One for the whole process, and for its whole life: pycuda frees memory only under the same context object, and
     releasing it would leave a dead context current for PyTorch."""
-    return _driver().Device(ordinal).retain_primary_context()
+    return _driver().Device(0).retain_primary_context()
 
 
 @contextmanager
@@ -109,22 +112,36 @@ def _translated() -> Iterator[None]:
     except driver.MemoryError as error:
         raise OutOfDeviceMemoryError(f"the GPU is out of memory ({error})") from error
     except driver.Error as error:
-        raise DeviceError(f"CUDA failed ({error}); what this process had on the GPU is lost, start it again") from error
+        raise DeviceError(f"CUDA failed ({error}); {_LOST}") from error
+
+
+# Contexts that must not be pushed again: pycuda takes them for valid no more, and would pop one too many.
+_given_up: list[Any] = []
+
+
+def _give_up(context: Any) -> None:
+    """Take a context that cannot be popped from this thread's stack in pycuda, which would end the process with SIGABRT when
+    the thread ends with something on it."""
+    driver = _driver()
+    with suppress(driver.Error):
+        context.detach()  # refused for one that another thread gave up
+    _given_up.append(context)
+    driver.Context.get_current()  # on its way pycuda drops what was detached
 
 
 class Device:
-    """A GPU whose primary context is made current only while it is used.
+    """The GPU, whose primary context is made current only while it is used.
 
     Raises
     ------
     UnavailableError
-        If there is no such GPU or its context cannot be had.
+        If there is no GPU or its context cannot be had.
     """
 
-    def __init__(self, ordinal: int = 0) -> None:
-        self.gpu = gpu(ordinal)
+    def __init__(self) -> None:
+        self.gpu = gpu()
         with _translated():
-            self._context = _primary_context(ordinal)
+            self._context = _primary_context()
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -138,24 +155,22 @@ class Device:
             If it is out of memory.
         """
         driver = _driver()
+        if self._context in _given_up:  # it may be another thread that lost it
+            raise DeviceError(f"CUDA failed before; {_LOST}")
         with _translated():
             self._context.push()
             try:
                 yield
             finally:
-                # After a sticky error this fails too, and would hide it.
-                with suppress(driver.Error):
+                try:
                     driver.Context.pop()
+                except driver.Error:  # after a sticky error this fails too, and would hide it
+                    _give_up(self._context)
 
     def synchronize(self) -> None:
         """Wait for everything on the device; an error that it met comes out here. Needs :meth:`active`."""
         with _translated():
             _driver().Context.synchronize()
-
-    def free_bytes(self) -> int:
-        """Memory that nobody uses. Needs :meth:`active`."""
-        with _translated():
-            return int(_driver().mem_get_info()[0])
 
 
 class DeviceMemory:
@@ -213,11 +228,14 @@ class Event:
 
 
 class Stream:
-    """Work on the GPU in its order; made and dropped under :meth:`Device.active`."""
+    """Work on the GPU in its order; made and dropped under :meth:`Device.active`.
+
+    It does not wait for the default stream, on which PyTorch works in the same process, nor lets that wait for it.
+    """
 
     def __init__(self) -> None:
         with _translated():
-            self.pycuda = _driver().Stream()
+            self.pycuda = _driver().Stream(_NON_BLOCKING)
 
     @property
     def handle(self) -> int:

@@ -1,13 +1,30 @@
 """The backends that run TensorRT engines, one for each flavour: TensorRT and TensorRT for RTX."""
 
+from importlib.util import find_spec
+
 from lesionrt.runtime.backends import Backend, Probe
 from lesionrt.runtime.backends.cuda import gpu
-from lesionrt.runtime.backends.engine_choice import engine_problem, find_engines, runnable
+from lesionrt.runtime.backends.engine_choice import bundle_problem as bundle_problem
+from lesionrt.runtime.backends.engine_choice import find_engines, of_flavour, runnable
 from lesionrt.runtime.backends.engine_group import EngineGroup
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.engines.library import LIBRARIES, load
 from lesionrt.runtime.engines.targets import listed, too_old
 from lesionrt.runtime.errors import UnavailableError
+
+
+def early_probe(flavour: str, bundle: Bundle) -> Probe | None:
+    """Why a bundle cannot run here, as far as that shows without loading the library, which takes up to a second; None if it
+    may run, or the library is not there to be loaded."""
+    module = LIBRARIES[flavour].module
+    if find_spec(module) is None:
+        return None
+    try:
+        found = gpu()
+    except UnavailableError as error:
+        return Probe(flavour, module, "NVIDIA GPU", *_problem_and_remedy(error))
+    lacking = None if of_flavour(flavour, bundle) else bundle_problem(flavour, bundle)
+    return None if lacking is None else Probe(flavour, module, found.name, *lacking)
 
 
 def probe(flavour: str) -> Probe:
@@ -35,11 +52,6 @@ def probe(flavour: str) -> Probe:
 def _problem_and_remedy(error: UnavailableError) -> tuple[str, str]:
     problem, dot, remedy = str(error).partition(". ")
     return problem, remedy if dot else "See `lesionrt doctor`"
-
-
-def bundle_problem(flavour: str, bundle: Bundle) -> tuple[str, str] | None:
-    """Why a bundle has no engine that runs here, and the command that builds one; None if it has."""
-    return engine_problem(flavour, bundle)
 
 
 def precisions(flavour: str, bundle: Bundle) -> list[str]:

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +13,7 @@ from lesionrt.runtime.backends.engine_lane import Array, Lane, Progress
 from lesionrt.runtime.backends.engine_loaded import LoadedEngine, runtime_cache_file
 from lesionrt.runtime.engines.identity import Engine
 from lesionrt.runtime.engines.library import load
-from lesionrt.runtime.errors import StackError, UnavailableError
+from lesionrt.runtime.errors import OutputError, StackError, UnavailableError
 from lesionrt.runtime.prepare import HALO
 
 
@@ -52,7 +52,7 @@ class EngineBackend:
         self._lost: str | None = None
         self._limit: int | None = None  # output slices at a time, once memory ran out
         with self.device_gpu.active():
-            self._loaded = LoadedEngine(trt, plan, runtime_cache_file(plan, self.device_gpu))
+            self._loaded = LoadedEngine(trt, plan, runtime_cache_file(trt, identity, self.device_gpu.gpu))
         self._idle: list[Lane] = []
         # Also at the interpreter's exit, while CUDA is still there.
         self._close = weakref.finalize(self, _close, self.device_gpu, self._idle, self._loaded)
@@ -110,19 +110,28 @@ class EngineBackend:
         with self.device_gpu.active():
             with self._lock:
                 lane = self._idle.pop() if self._idle else None
-            lane = lane or Lane(self._loaded)
             try:
+                lane = lane or Lane(self._loaded)
                 yield lane
             except BaseException as error:
-                lane.close()
+                if lane is not None:
+                    lane.close()
                 if isinstance(error, UnavailableError):
                     self._look_after(error)
                 raise
-            if lane.fresh:
-                lane.fresh = False
-                self._loaded.save_runtime_cache()
+            fresh, lane.fresh = lane.fresh, False
             with self._lock:
                 self._idle.append(lane)
+            if fresh:
+                self._keep_what_was_compiled()
+
+    def _keep_what_was_compiled(self) -> None:
+        """For the next process, which compiles again without it: that it cannot be kept is a warning."""
+        try:
+            self._loaded.save_runtime_cache()
+        except (UnavailableError, OutputError) as error:
+            warning = f"what was compiled for this GPU is not kept ({error})"
+            self.warnings += [warning] if warning not in self.warnings else []
 
     def _look_after(self, error: UnavailableError) -> None:
         """A failure after which nothing on the device answers is for good."""
@@ -150,8 +159,14 @@ class EngineBackend:
 
 def _close(device: Device, lanes: "list[Lane]", loaded: "LoadedEngine") -> None:
     """Free execution contexts before the engine, and the engine before CUDA's context."""
-    with suppress(UnavailableError), device.active():  # after a sticky error nothing can be freed, and nothing is left
-        for lane in lanes:
-            lane.close()
-        lanes.clear()
-        loaded.close()
+    try:
+        with device.active():
+            _free(lanes, loaded)
+    except UnavailableError:  # after a sticky error nothing can be freed; it is let go of all the same
+        _free(lanes, loaded)
+
+
+def _free(lanes: "list[Lane]", loaded: "LoadedEngine") -> None:
+    while lanes:
+        lanes.pop().close()
+    loaded.close()

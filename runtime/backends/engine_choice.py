@@ -9,24 +9,29 @@ from lesionrt.runtime.engines.library import load
 from lesionrt.runtime.errors import UnavailableError
 
 
-def engine_problem(flavour: str, bundle: Bundle, precision: str | None = None) -> tuple[str, str] | None:
-    """Why a bundle has no engine that runs here, and the command that builds one; None if it has."""
-    version, here = load(flavour).__version__, gpu()
-    listed = [
+def of_flavour(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:
+    """The engines that a bundle lists, wherever they run, the latest last."""
+    return [
         engine
         for engine in engines_of(bundle.manifest)
         if engine.identity.flavour == flavour and precision in (None, engine.identity.precision)
     ]
-    reasons = {engine.identity.mismatch(version, here.name, here.compute_capability) for engine in listed}
-    if None in reasons:
-        return None
+
+
+def bundle_problem(flavour: str, bundle: Bundle, precision: str | None = None) -> tuple[str, str] | None:
+    """Why a bundle has no engine that runs here, and the command that builds one; None if it has."""
+    listed = of_flavour(flavour, bundle, precision)
     asked = precision or (listed[-1].identity.precision if listed else bundle.precisions[0])
     remedy = f"Run: lesionrt engine build {bundle.path} --flavor {flavour} --precision {asked}"
-    if flavour == "rtx" and listed and not listed[-1].identity.suits(here.name, here.compute_capability):
-        remedy += f" --target {here.compute_capability}"
     kind = f"{flavour} engine" if precision is None else f"{flavour} engine of precision {precision}"
     if not listed:
         return f"{bundle.path} has no {kind}", remedy
+    reasons = {_mismatch(engine) for engine in listed}
+    if None in reasons:
+        return None
+    here = gpu()
+    if flavour == "rtx" and not listed[-1].identity.suits(here.name, here.compute_capability):
+        remedy += f" --target {here.compute_capability}"
     return f"{bundle.path} has no {kind} that runs here: {'; '.join(sorted(map(str, reasons)))}", remedy
 
 
@@ -38,7 +43,7 @@ def find_engines(flavour: str, bundle: Bundle, precision: str | None = None) -> 
     UnavailableError
         If there is none, with the command that builds one.
     """
-    problem = engine_problem(flavour, bundle, precision)
+    problem = bundle_problem(flavour, bundle, precision)
     if problem is not None:
         raise UnavailableError(". ".join(problem))
     found = runnable(flavour, bundle, precision)
@@ -47,15 +52,13 @@ def find_engines(flavour: str, bundle: Bundle, precision: str | None = None) -> 
 
 def runnable(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:
     """The engines of a flavour that run here, the most exact and latest last."""
-    version, here = load(flavour).__version__, gpu()
-    fitting = [
-        engine
-        for engine in engines_of(bundle.manifest)
-        if engine.identity.flavour == flavour
-        and precision in (None, engine.identity.precision)
-        and engine.identity.mismatch(version, here.name, here.compute_capability) is None
-    ]
+    fitting = [engine for engine in of_flavour(flavour, bundle, precision) if _mismatch(engine) is None]
     return sorted(fitting, key=lambda engine: -PRECISIONS.index(engine.identity.precision))
+
+
+def _mismatch(engine: Engine) -> str | None:
+    here = gpu()
+    return engine.identity.mismatch(load(engine.identity.flavour).__version__, here.name, here.compute_capability)
 
 
 def holding(engines: Sequence[Engine], slices: int, height: int, width: int) -> Engine | None:

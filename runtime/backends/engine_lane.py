@@ -93,7 +93,8 @@ class Lane:
         nbytes = context.update_device_memory_size_for_shapes()
         checked(nbytes > 0 or not self._loaded.log.errors, "tell its memory")
         self._memory = DeviceMemory(max(nbytes, ALIGNMENT))
-        context.set_device_memory(self._memory.address, self._memory.nbytes)
+        context.set_device_memory(self._memory.address, self._memory.nbytes)  # gives nothing back
+        checked(not self._loaded.log.errors, "take its memory")
         for _ in range(SLOTS):
             self._slots.append(Slot(stack))
         self._stack, self.fresh = stack, True

@@ -30,7 +30,8 @@ def build(
     workspace: Annotated[
         float | None,
         typer.Option(
-            help="GiB that activations must fit.", show_default="70 % of the GPU's; 4 for rtx, which looks at no GPU"
+            help="GiB that activations must fit.",
+            show_default="70 % of the GPU's; for rtx 4 where none is found, or --target names others",
         ),
     ] = None,
     target: Annotated[
@@ -44,7 +45,8 @@ def build(
     """Add an engine to a bundle, from its ONNX graph of that precision (fp32's for tf32)."""
     from lesionrt.runtime.backends.engine_parity import measure
     from lesionrt.runtime.bundle import load_bundle
-    from lesionrt.runtime.engines.build import GIB, Wanted, build_engine
+    from lesionrt.runtime.engines.build import build_engine
+    from lesionrt.runtime.engines.wanted import Wanted
     from lesionrt.runtime.parity import summary_lines
 
     wanted = Wanted(
@@ -52,12 +54,13 @@ def build(
         precision=precision,
         max_slices=max_slices,
         max_size=_size(max_size),
-        workspace_bytes=None if workspace is None else int(workspace * GIB),
+        workspace_bytes=None if workspace is None else _bytes(workspace),
         targets=_targets(target),
     )
     engine = build_engine(load_bundle(bundle), wanted, measure, force, say=lambda text: print(text, file=sys.stderr))
     if engine.entry["parity"] is None:
-        print("parity: not measured, this engine cannot run here; run `lesionrt verify` where it can")
+        reason = engine.entry["not_measured_because"] or "this engine cannot run here"
+        print(f"parity: not measured: {reason}; run `lesionrt verify` where it can")
     else:
         print("\n".join(summary_lines(engine.entry["parity"])))
     print(f"{bundle / engine.file}: written, for {engine.identity.made_for}")
@@ -68,6 +71,15 @@ def _size(text: str) -> tuple[int, int]:
     if sizes is None:
         raise typer.BadParameter(f"--max-size is {text!r}; expected pixels, such as 256 or 192x224")
     return int(sizes[1]), int(sizes[2] or sizes[1])
+
+
+def _bytes(gib: float) -> int:
+    from lesionrt.runtime.engines.stacks import GIB
+
+    size = gib * GIB
+    if not 0 < size < 2**63:  # nan neither; TensorRT counts in 64 bits
+        raise typer.BadParameter(f"--workspace is {gib}; expected GiB over 0, such as 8")
+    return int(size)
 
 
 def _targets(text: str | None) -> tuple[str, ...]:

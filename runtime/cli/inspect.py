@@ -62,7 +62,9 @@ def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
             f"  engine       {engine.file}, {engine.identity.precision} ({in_words(engine.identity.precision, layers['share'])}), "
             f"{engine.identity.flavour} {engine.identity.version}, for {engine.identity.made_for}, stacks of up to {stack}"
         )
-        for line in summary_lines(engine.entry["parity"] or ()) or ["not measured where it was built"]:
+        because = engine.entry.get("not_measured_because")
+        unmeasured = "not measured where it was built" + (f": {because}" if because else "")
+        for line in summary_lines(engine.entry["parity"] or ()) or [unmeasured]:
             print(f"    parity     {line}")
     for name, finding in findings.items():
         entry = manifest["files"][name]

@@ -1,36 +1,27 @@
 """From a bundle's ONNX graph to an engine in the bundle."""
 
 import json
+import os
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
 from lesionrt.runtime.backends.cuda import Gpu, gpu
-from lesionrt.runtime.bundle import MANIFEST, PRECISIONS, Bundle, load_bundle
-from lesionrt.runtime.engines.identity import FLAVOURS, Engine, Identity, Profile, engines_of
+from lesionrt.runtime.bundle import MANIFEST, Bundle, load_bundle
+from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.interrupt import interruptible
 from lesionrt.runtime.engines.library import Log, compiles_at_first_run, load
 from lesionrt.runtime.engines.network import Layers, ParsedNetwork, check_precision, in_words
+from lesionrt.runtime.engines.stacks import first_guess, profile_for, room, widest
 from lesionrt.runtime.engines.targets import set_targets
+from lesionrt.runtime.engines.wanted import SMALLEST_STACK, Wanted
 from lesionrt.runtime.errors import BundleError, OutputError, UnavailableError, UsageError
 from lesionrt.runtime.files import sha256_of, write_atomically
-from lesionrt.runtime.prepare import HALO
 
-GIB = 2**30
-SMALLEST_STACK = 1 + 2 * HALO
-# A whole brain of 1 mm slices and what its box is padded to.
-BRAIN = (144 + 2 * HALO, 160, 192)
-MAX_SIZE = (256, 256)
-# Room for activations: of the GPU's memory, or where none is there, of a small card's.
-DEVICE_SHARE = 0.7
-WITHOUT_DEVICE = 4 * GIB
-# A first guess of activation bytes per pixel of the stack, measured with the paper's network; the builder's own figure
-# decides.
-_BYTES_PER_PIXEL = {"fp32": 2700, "tf32": 2700, "fp16": 1400, "bf16": 1400}
 _ATTEMPTS = 4
 _FIGURES = {
     "activations": r"Total Activation Memory: (\d+) bytes",
@@ -41,60 +32,9 @@ _FIGURES = {
 }
 
 Say = Callable[[str], None]
-# Runs a finished engine where it can run, and gives its parity rows; None where it cannot.
-Measure = Callable[[Bundle, Engine, bytes], "list[dict[str, Any]] | None"]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which engine to build.
-
-    Attributes
-    ----------
-    flavour
-        ``tensorrt`` or ``rtx``.
-    precision
-        ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
-    max_slices
-        Slices of the largest stack; None for as many as fit the workspace.
-    max_size
-        Height and width of the largest slice, pixels.
-    workspace_bytes
-        What the activations must fit; None for most of the GPU found, or a small card's.
-    targets
-        Compute capabilities, for RTX only; empty for its own choice.
-
-    Raises
-    ------
-    UsageError
-        If these do not fit together.
-    """
-
-    flavour: str = "tensorrt"
-    precision: str = "fp32"
-    max_slices: int | None = None
-    max_size: tuple[int, int] = MAX_SIZE
-    workspace_bytes: int | None = None
-    targets: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for what, value, known in (
-            ("flavour", self.flavour, FLAVOURS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise UsageError(f"{what} {value!r} is not known; expected {', '.join(known)}")
-        if self.targets and self.flavour != "rtx":
-            raise UsageError("--target is for --flavor rtx; a TensorRT engine is built for the GPU it is built on")
-        if self.max_slices is not None and self.max_slices < SMALLEST_STACK:
-            raise UsageError(f"--max-slices is {self.max_slices}; expected at least {SMALLEST_STACK}")
-        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
-            raise UsageError("--workspace is not over 0")
-
-    @property
-    def graph_precision(self) -> str:
-        """Of the ONNX graph: TF32 is how a float32 graph is computed."""
-        return "fp32" if self.precision == "tf32" else self.precision
+# A finished engine's parity rows, None where it cannot run; and what is unusual about that, None where nothing is.
+Parity = tuple[list[dict[str, Any]] | None, str | None]
+Measure = Callable[[Bundle, Engine, bytes], Parity]
 
 
 def build_engine(
@@ -122,36 +62,51 @@ def build_engine(
     BundleError
         If the graph is missing, damaged, unreadable or of another precision than it says.
     UnavailableError
-        If the library or, for TensorRT, the GPU is missing, or the build fails.
+        If the library or, for TensorRT, the GPU is missing, or the build fails, or an engine does not run on the GPU that it
+        was just built for.
     ParityError
         If the engine ran and is out of tolerance.
     OutputError
-        If the bundle cannot be written.
+        If the bundle or, anywhere, a log cannot be written.
     KeyboardInterrupt, SystemExit
         After SIGINT, SIGTERM.
     """
     graph = _graph(bundle, wanted)
     trt = load(wanted.flavour)
     device = None if wanted.flavour == "rtx" else gpu()
-    log_path = bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.engine-build.log")
-    try:
-        file = log_path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{log_path}: the build's log cannot be written ({error.strerror})") from error
-    with file:
+    log_path = _log_path(bundle, say)
+    with log_path.open("w", encoding="utf-8") as file:
         log = Log(trt, file)
         try:
             engine, plan, timings = _build(bundle, graph, wanted, trt, device, log, force, say)
-            rows = measure(bundle, engine, plan)
+            parity = measure(bundle, engine, plan)
         except UsageError:
             log_path.unlink()  # it says nothing that the error does not
             raise
         except BaseException:
             say(f"the build's log is kept: {log_path}")
             raise
-    engine = _add(bundle, engine, plan, timings, rows)
+    engine = _add(bundle, engine, plan, timings, parity)
     log_path.unlink(missing_ok=True)
     return engine
+
+
+def _log_path(bundle: Bundle, say: Say) -> Path:
+    """An empty file beside the bundle, or where nothing can be written there, among the temporary files."""
+    path = bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.engine-build.log")
+    try:
+        path.write_text("")
+    except OSError as error:
+        problem = f"{path}: the build's log cannot be written ({error.strerror})"
+    else:
+        return path
+    try:
+        handle, name = mkstemp(prefix="lesionrt.", suffix=f".{path.name}")
+    except OSError:
+        raise OutputError(f"{problem}, nor anywhere else: set TMPDIR to a folder that can be written") from None
+    os.close(handle)
+    say(f"{problem}; it goes to {name}")
+    return Path(name)
 
 
 def _graph(bundle: Bundle, wanted: Wanted) -> Path:
@@ -176,17 +131,20 @@ def _build(
     say: Say,
 ) -> tuple[Engine, bytes, bytes | None]:
     """The engine with its plan and timing cache; nothing is written."""
-    workspace = wanted.workspace_bytes or (
-        WITHOUT_DEVICE if device is None else int(DEVICE_SHARE * device.memory_bytes)
-    )
+    workspace = wanted.workspace_bytes or room(wanted)
     say(f"{trt.__name__} {trt.__version__} reads {graph.name}")
     parsed = ParsedNetwork(trt, log, graph)
     layers = parsed.layers(wanted.precision)
     check_precision(layers, wanted.precision, graph)
     say(f"{layers.total} layers, of which {layers.computing} compute: {in_words(wanted.precision, layers.share)}")
-    slices = wanted.max_slices or _first_guess(wanted, workspace)
+    guess = wanted.max_slices or first_guess(wanted, workspace, widest(bundle.manifest["network"]))
+
+    def identified(slices: int) -> Identity:
+        return _identity(bundle, wanted, trt, device, workspace, profile_for(wanted, bundle.size_multiple, slices))
+
+    slices = guess if wanted.max_slices is not None else _fitted_before(bundle, identified, guess) or guess
     for _ in range(_ATTEMPTS):
-        identity = _identity(bundle, wanted, trt, device, workspace, _profile(wanted, bundle.size_multiple, slices))
+        identity = identified(slices)
         if not force and any(known.identity == identity for known in engines_of(bundle.manifest)):
             raise UsageError(f"{bundle.path / identity.file_name} is there already; give --force to build it again")
         say(f"building for stacks of up to {'x'.join(map(str, identity.profile.largest))}")
@@ -196,7 +154,8 @@ def _build(
         needed = memory["activations"]
         if needed is None or needed <= workspace:
             say("memory: " + ", ".join(f"{name} {_mib(size)}" for name, size in memory.items()))
-            return Engine(identity.file_name, identity, _entry(graph, identity, layers, memory)), plan, timings
+            entry = {**_entry(graph, identity, layers, memory), "first_guess_slices": guess}
+            return Engine(identity.file_name, identity, entry), plan, timings
         fitting = min(slices - 1, int(slices * workspace / needed))
         if wanted.max_slices is not None or fitting < SMALLEST_STACK:
             raise UsageError(_does_not_fit(identity.profile, needed, workspace, fitting))
@@ -205,28 +164,13 @@ def _build(
     raise UnavailableError(f"{graph}: no largest stack was found that fits {_mib(workspace)}; give --max-slices")
 
 
-def _first_guess(wanted: Wanted, workspace: int) -> int:
-    """Slices of the largest stack, before the builder was asked."""
-    height, width = wanted.max_size
-    fitting = workspace // (_BYTES_PER_PIXEL[wanted.precision] * height * width)
-    return max(SMALLEST_STACK, min(BRAIN[0] * 2, fitting))
-
-
-def _profile(wanted: Wanted, multiple: int, slices: int) -> Profile:
-    """From the smallest stack to the largest, with the optimum at a whole brain as far as it fits.
-
-    Raises
-    ------
-    UsageError
-        If the largest size is no multiple of what the network needs.
-    """
-    height, width = wanted.max_size
-    if min(height, width) < multiple or height % multiple or width % multiple:
-        raise UsageError(f"--max-size is {height}x{width}; this network needs multiples of {multiple}")
-    fitting = (min(most, usual) for most, usual in zip((slices, height, width), BRAIN, strict=True))
-    count, *sizes = fitting
-    rows, columns = (size // multiple * multiple for size in sizes)
-    return Profile((SMALLEST_STACK, multiple, multiple), (count, rows, columns), (slices, height, width))
+def _fitted_before(bundle: Bundle, identified: Callable[[int], Identity], guess: int) -> int | None:
+    """To how many slices an earlier build of the same engine had to go down from the same guess; None if none did."""
+    for known in engines_of(bundle.manifest):
+        slices = known.identity.profile.largest[0]
+        if known.entry.get("first_guess_slices") == guess and known.identity == identified(slices):
+            return slices
+    return None
 
 
 def _identity(
@@ -266,20 +210,14 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
     (config.set_flag if identity.precision == "tf32" else config.clear_flag)(trt.BuilderFlag.TF32)
     if "RUNTIME_ACTIVATION_RESIZE_10_10" in identity.flags:
         config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    timings: Any = None
     if compiles_at_first_run(trt):
         # The whole graph is one block there, whose scratch memory is all its activations: a limit would end the build
         # without a figure.
         set_targets(trt, config, identity.targets)
     else:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, identity.workspace_bytes)
-        cache = _timing_cache(bundle, identity)
-        known = cache.read_bytes() if cache.is_file() else b""
-        # One of another device is refused by TensorRT and an empty one is used.
-        timing = config.create_timing_cache(known) or config.create_timing_cache(b"")  # a damaged one gives none
-        if timing is None or not config.set_timing_cache(timing, ignore_mismatch=False):
-            log.forget_errors()
-            timing = config.create_timing_cache(b"")
-            config.set_timing_cache(timing, ignore_mismatch=False)
+        timings = _use_timings(config, _timing_cache(bundle, identity), trt, log)
     profile = parsed.builder.create_optimization_profile()
     shapes = [(slices, 1, height, width) for slices, height, width in _shapes(identity.profile)]
     profile.set_shape("slices", *shapes)
@@ -291,12 +229,28 @@ def _plan(bundle: Bundle, parsed: ParsedNetwork, identity: Identity, trt: Any, l
         plan = parsed.builder.build_serialized_network(parsed.network, config)
     if plan is None:
         raise UnavailableError(f"{trt.__name__} {trt.__version__} could not build the engine: {log.text_of_errors()}")
-    timings = None if compiles_at_first_run(trt) else bytes(config.get_timing_cache().serialize())
-    return bytes(plan), timings
+    return bytes(plan), None if timings is None else bytes(config.get_timing_cache().serialize())
 
 
 def _shapes(profile: Profile) -> tuple[tuple[int, int, int], ...]:
     return profile.smallest, profile.optimum, profile.largest
+
+
+def _use_timings(config: Any, file: Path, trt: Any, log: Log) -> Any:
+    """Set what earlier builds timed, or nothing yet; the configuration does not keep it alive.
+
+    Raises
+    ------
+    UnavailableError
+        If not even an empty cache is taken.
+    """
+    # One that is damaged gives none, and one of another device is refused.
+    for known in (file.read_bytes() if file.is_file() else b"", b""):
+        log.forget_errors()
+        timings = config.create_timing_cache(known)
+        if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
+            return timings
+    raise UnavailableError(f"{trt.__name__} {trt.__version__} takes no timing cache: {log.text_of_errors()}")
 
 
 def _timing_cache(bundle: Bundle, identity: Identity) -> Path:
@@ -336,12 +290,10 @@ def _entry(graph: Path, identity: Identity, layers: Layers, memory: dict[str, in
     }
 
 
-def _add(
-    bundle: Bundle, engine: Engine, plan: bytes, timings: bytes | None, parity: list[dict[str, Any]] | None
-) -> Engine:
+def _add(bundle: Bundle, engine: Engine, plan: bytes, timings: bytes | None, parity: Parity) -> Engine:
     """Write plan, timing cache and manifest; the manifest last."""
     manifest = load_bundle(bundle.path).manifest  # another build may have added an engine meanwhile
-    entry = {**engine.entry, "parity": parity}
+    entry = {**engine.entry, "parity": parity[0], "not_measured_because": parity[1]}
     others = [known.entry for known in engines_of(manifest) if known.file != engine.file]
     files = {**manifest["files"], engine.file: {"bytes": len(plan), "sha256": sha256_of(plan)}}
     manifest = {**manifest, "engines": [*others, entry], "files": files}

@@ -9,6 +9,7 @@ from lesionrt.runtime.errors import BundleError
 
 Shape = tuple[int, int, int]  # slices, height, width
 FLAVOURS = ("tensorrt", "rtx")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")  # the most exact first
 # RTX engines without a target list run from this compute capability on.
 RTX_SINCE = (8, 0)
 
@@ -99,10 +100,23 @@ class Identity:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """What :meth:`as_dict` gave, as it comes back from JSON."""
+        """What :meth:`as_dict` gave, as it comes back from JSON.
+
+        Raises
+        ------
+        BundleError
+            If its flavour or precision is none that there is.
+        """
         profile = Profile(**{name: tuple(shape) for name, shape in values["profile"].items()})
         lists = {name: tuple(values[name]) for name in ("targets", "flags")}
-        return cls(**{**values, **lists, "profile": profile})
+        identity = cls(**{**values, **lists, "profile": profile})
+        for what, value, known in (
+            ("flavour", identity.flavour, FLAVOURS),
+            ("precision", identity.precision, PRECISIONS),
+        ):
+            if value not in known:
+                raise BundleError(f"{what} {value!r} is not known; expected {', '.join(known)}")
+        return identity
 
     def suits(self, gpu: str, compute_capability: str) -> bool:
         """Whether it was built for this GPU."""

@@ -92,6 +92,24 @@ def _check_age(library: Library, module: Any) -> None:
         )
 
 
+def start(trt: Any, kind: str, log: "Log") -> Any:
+    """A library's ``Builder`` or ``Runtime``.
+
+    Raises
+    ------
+    UnavailableError
+        If the library does not start here, with TensorRT's own message.
+    """
+    log.forget_errors()
+    try:
+        return getattr(trt, kind)(log.logger)
+    except TypeError as error:  # as pybind11 puts it that there is none
+        raise UnavailableError(
+            f"{trt.__name__} {trt.__version__} does not start: {log.text_of_errors()}. Install the newest NVIDIA driver, "
+            f"or a {trt.__name__} for the CUDA version that `nvidia-smi` names"
+        ) from error
+
+
 def compiles_at_first_run(trt: Any) -> bool:
     """Whether this library leaves the choice of kernels to the device that runs the engine, as RTX does."""
     return hasattr(trt, "IRuntimeCache")
@@ -115,7 +133,12 @@ class Log:
     trt
         The library's module.
     file
-        To write to, or None.
+        To write to; None to write nothing and to keep no lines, as where an engine runs for ever.
+
+    Attributes
+    ----------
+    lines
+        Without what is verbose.
     """
 
     def __init__(self, trt: Any, file: TextIO | None = None) -> None:
@@ -143,11 +166,11 @@ class Log:
     def _take(self, severity: str, message: str) -> None:
         if severity == "VERBOSE":
             return
-        self.lines.append(message)
         if severity in ("ERROR", "INTERNAL_ERROR"):
             ours = threading.get_ident() in {thread.ident for thread in threading.enumerate()}
             (self._own.found if ours else self._workers).append(message.strip())
         if self._file is not None:
+            self.lines.append(message)
             self._file.write(f"{severity}: {message}\n")
             self._file.flush()  # a build that is killed leaves what it said
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lesionrt.runtime.engines.library import Log
+from lesionrt.runtime.engines.library import Log, start
 from lesionrt.runtime.errors import BundleError, UnavailableError
 
 DATA_TYPES = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
@@ -65,7 +65,7 @@ class ParsedNetwork:
     Raises
     ------
     UnavailableError
-        If the library is the lean one, without a builder.
+        If the library is the lean one, without a builder, or does not start here.
     BundleError
         If TensorRT cannot read the graph, or it is not one of ours; with the node's name.
     """
@@ -73,10 +73,12 @@ class ParsedNetwork:
     def __init__(self, trt: Any, log: Log, graph: Path) -> None:
         if not hasattr(trt, "Builder"):
             raise UnavailableError(f"{trt.__name__} {trt.__version__} has no builder: install the full library")
-        self.builder = trt.Builder(log.logger)
+        self.builder = start(trt, "Builder", log)
         # TensorRT 11 knows nothing else; 10 must be told that the graph's own types hold.
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         self.network = self.builder.create_network(0 if flag is None else 1 << int(flag))
+        if self.network is None:
+            raise UnavailableError(f"{trt.__name__} {trt.__version__} makes no network: {log.text_of_errors()}")
         self._parser = trt.OnnxParser(self.network, log.logger)  # holds the weights
         if not self._parser.parse(graph.read_bytes(), str(graph)):
             errors = [_parser_error(self._parser.get_error(index)) for index in range(self._parser.num_errors)]

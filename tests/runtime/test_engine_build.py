@@ -19,9 +19,11 @@ from lesionrt.export.graph import OPSETS, export_graph, graph_metadata, parts_in
 from lesionrt.runtime.backends.engine_parity import measure
 from lesionrt.runtime.backends.engine_plan import read_plan
 from lesionrt.runtime.bundle import load_bundle
-from lesionrt.runtime.engines import build
+from lesionrt.runtime.engines import stacks
+from lesionrt.runtime.engines.build import build_engine
 from lesionrt.runtime.engines.identity import engines_of
-from lesionrt.runtime.errors import BundleError
+from lesionrt.runtime.engines.wanted import Wanted
+from lesionrt.runtime.errors import BundleError, UsageError
 from lesionrt.train.model import NetworkConfig
 from lesionrt.train.untrained import untrained_checkpoint
 
@@ -99,8 +101,8 @@ def test_every_variant_of_the_network_builds_in_every_precision(
         export_graph(network, precision, path, graph_metadata(network, "00", precision), in_float32)
         with_graph(bundle, precision, path.read_bytes())
     for precision in PRECISIONS:
-        wanted = build.Wanted("rtx", precision, max_slices=10, max_size=(32, 64))
-        build.build_engine(load_bundle(bundle), wanted, measure)
+        wanted = Wanted("rtx", precision, max_slices=10, max_size=(32, 64))
+        build_engine(load_bundle(bundle), wanted, measure)
     for engine in engines_of(load_bundle(bundle).manifest):
         assert engine.entry["layers"]["share"] > 0.9
         assert set(engine.entry["layers"]["types"]) <= {NAMES[engine.identity.precision], "FLOAT"}
@@ -109,7 +111,7 @@ def test_every_variant_of_the_network_builds_in_every_precision(
 def test_the_full_network_builds_in_every_precision(full_bundle: Path, tmp_path: Path, run: Run) -> None:
     bundle = copy(full_bundle, tmp_path)
     for precision in PRECISIONS:
-        run("engine", "build", bundle, "--flavor", "rtx", "--precision", precision)
+        run("engine", "build", bundle, "--flavor", "rtx", "--precision", precision, "--workspace", 4)
     engines = engines_of(load_bundle(bundle).manifest)
     assert [engine.identity.precision for engine in engines] == list(PRECISIONS)
     for engine in engines:
@@ -129,13 +131,17 @@ def test_the_largest_stack_shrinks_until_it_fits_the_workspace(
     half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = copy(half_bundle, tmp_path)
-    monkeypatch.setitem(build._BYTES_PER_PIXEL, "fp32", 20)  # far too few: the first guess is the whole head
-    wanted = build.Wanted("rtx", max_size=(64, 64), workspace_bytes=64 * 2**20)
+    monkeypatch.setitem(stacks.BYTES_PER_PIXEL, "fp32", 20)  # far too few: the first guess is the whole head
+    wanted = Wanted("rtx", max_size=(64, 64), workspace_bytes=64 * 2**20)
     said: list[str] = []
-    engine = build.build_engine(load_bundle(bundle), wanted, measure, say=said.append)
+    engine = build_engine(load_bundle(bundle), wanted, measure, say=said.append)
     assert any("do not fit 64.0 MiB: fewer slices" in line for line in said)
     assert engine.entry["memory_bytes"]["activations"] <= 64 * 2**20
-    assert 10 < engine.identity.profile.largest[0] < build.BRAIN[0]
+    assert 10 < engine.identity.profile.largest[0] < stacks.BRAIN[0]
+    said.clear()
+    with pytest.raises(UsageError, match="is there already"):  # and is known without building the too large one again
+        build_engine(load_bundle(bundle), wanted, measure, say=said.append)
+    assert not any("building" in line for line in said)
 
 
 def test_stacks_that_do_not_fit_the_workspace_are_an_error_with_the_figures(
@@ -221,6 +227,8 @@ def test_a_missing_precision_names_the_command_that_makes_it(tiny_bundle: Path, 
 @pytest.mark.parametrize(
     ("options", "code", "finding"),
     [
+        (["--workspace", "nan"], 2, "expected GiB over 0"),
+        (["--workspace", "inf"], 2, "expected GiB over 0"),
         (["--target", "9.9"], 2, "--target 9.9 is not known"),
         (["--max-size", "30x64"], 2, "multiples of 4"),
         (["--max-size", "large"], 2, "expected pixels"),
@@ -275,6 +283,22 @@ def test_a_tampered_plan_is_not_loaded(half_bundle: Path, tmp_path: Path, run: R
     (bundle / engine.file).unlink()
     with pytest.raises(BundleError, match="missing"):
         read_plan(loaded, engine)
+
+
+def test_where_nothing_can_be_written_beside_the_bundle_the_log_goes_elsewhere(
+    half_bundle: Path, tmp_path: Path, run: Run
+) -> None:
+    bundle = copy(half_bundle, tmp_path)
+    with_graph(bundle, "fp32", b"no graph" * 9)
+    (tmp_path / "bundle.engine-build.log").mkdir()
+    (tmp_path / "temporary").mkdir()
+    error = run(
+        "engine", "build", bundle, *SMALL, code=3, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    ).stderr
+    (log,) = (tmp_path / "temporary").glob("lesionrt.*.log")
+    assert f"the build's log is kept: {log}" in error
+    assert "cannot be written (Is a directory); it goes to" in error
+    assert log.stat().st_size
 
 
 def test_building_needs_neither_torch_nor_onnx(half_bundle: Path, tmp_path: Path, run: Run) -> None:

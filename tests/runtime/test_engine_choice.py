@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lesionrt.runtime.backends import NAMES, cuda, engine, engine_choice, open_backend, probe
+from lesionrt.runtime.backends import NAMES, Probe, cuda, engine, engine_choice, engine_parity, open_backend, probe
 from lesionrt.runtime.backends.choice import BackendChoice
 from lesionrt.runtime.bundle import Bundle, load_bundle
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
@@ -91,6 +93,33 @@ def test_a_bundle_without_engines_says_so(tiny_bundle: Path) -> None:
         engine_choice.find_engines("tensorrt", bundle)
     with pytest.raises(UnavailableError, match="has no tensorrt engine of precision bf16"):
         engine_choice.find_engines("tensorrt", bundle, "bf16")
+
+
+def test_auto_loads_tensorrt_only_where_a_gpu_and_an_engine_are(full_bundle: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from lesionrt.runtime.backends import choose\n"
+        "from lesionrt.runtime.bundle import load_bundle\n"
+        "choose('auto', load_bundle(pathlib.Path(sys.argv[1])))\n"
+        "print([name for name in ('tensorrt', 'tensorrt_rtx') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(full_bundle)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout == "[]\n"
+
+
+def test_an_installed_library_is_asked_nothing_where_the_bundle_has_no_engine_of_it(
+    monkeypatch: pytest.MonkeyPatch, full_bundle: Path
+) -> None:
+    def unasked(flavour: str) -> object:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(engine, "gpu", lambda: HERE)
+    for module in (engine, engine_choice):
+        monkeypatch.setattr(module, "load", unasked)
+    found = probe("tensorrt", load_bundle(full_bundle))
+    assert "has no tensorrt engine" in str(found.problem)
+    assert "Run: lesionrt engine build" in str(found.remedy)
 
 
 @pytest.mark.usefixtures("here")
@@ -192,6 +221,49 @@ def test_auto_passes_by_a_backend_that_seemed_able_and_cannot_be_opened(
     opened.clear()
     with pytest.raises(UnavailableError, match="its library is broken"):
         BackendChoice("cpu", bundle)
+
+
+def failing(*arguments: object) -> object:
+    raise UnavailableError("no kernel image")
+
+
+@pytest.fixture
+def failing_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which engines could run, and fail."""
+    monkeypatch.setattr(engine_parity, "gpu", lambda: HERE)
+    monkeypatch.setattr(engine_parity, "load", lambda flavour: SimpleNamespace(__version__=VERSION))
+    monkeypatch.setattr(engine_parity, "probe", lambda flavour: Probe(flavour, flavour, HERE.name))
+    monkeypatch.setattr(engine_parity, "EngineBackend", failing)
+
+
+@pytest.mark.usefixtures("failing_here")
+def test_an_engine_that_fails_on_the_gpu_that_it_was_built_on_is_no_engine(full_bundle: Path) -> None:
+    with pytest.raises(UnavailableError, match="no kernel image"):
+        engine_parity.measure(load_bundle(full_bundle), Engine(FP32.file_name, FP32, {}), b"plan")
+
+
+@pytest.mark.usefixtures("failing_here")
+@pytest.mark.parametrize(
+    ("identity", "because"),
+    [
+        (RTX, "no kernel image"),
+        (replace(RTX, targets=("8.9",)), "built for compute capability 8.9, here is RTX A4000"),
+        (replace(RTX, profile=Profile((3, 4, 4), (3, 4, 4), (3, 4, 4))), "too large for it"),
+    ],
+)
+def test_why_an_rtx_engine_was_not_measured_where_a_gpu_is_is_said(
+    full_bundle: Path, identity: Identity, because: str
+) -> None:
+    rows, reason = engine_parity.measure(load_bundle(full_bundle), Engine(identity.file_name, identity, {}), b"plan")
+    assert rows is None
+    assert because in str(reason)
+
+
+@pytest.mark.usefixtures("failing_here")
+def test_where_no_gpu_is_nothing_needs_saying(monkeypatch: pytest.MonkeyPatch, full_bundle: Path) -> None:
+    monkeypatch.setattr(engine_parity, "gpu", failing)
+    measured = engine_parity.measure(load_bundle(full_bundle), Engine(RTX.file_name, RTX, {}), b"plan")
+    assert measured == (None, None)
 
 
 def test_every_backend_answers_to_the_name_that_it_was_asked_by() -> None:

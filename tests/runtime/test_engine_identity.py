@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from lesionrt.runtime.backends.cuda import Gpu
 from lesionrt.runtime.bundle import load_bundle
-from lesionrt.runtime.engines import targets
-from lesionrt.runtime.engines.build import BRAIN, Wanted, _figures, _first_guess, _profile
+from lesionrt.runtime.engines import stacks, targets
+from lesionrt.runtime.engines.build import _figures
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.network import in_words
 from lesionrt.runtime.engines.schedule import spans
+from lesionrt.runtime.engines.stacks import BRAIN, first_guess, profile_for, widest
+from lesionrt.runtime.engines.wanted import Wanted
 from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 
 PROFILE = Profile((3, 32, 32), (20, 160, 192), (20, 256, 256))
@@ -97,6 +99,8 @@ def test_a_manifest_gives_its_engines_back() -> None:
         ({"file": NATIVE.file_name, "identity": {**NATIVE.as_dict(), "profile": {"smallest": [3]}}}, "damaged"),
         ({"file": NATIVE.file_name, "identity": {**NATIVE.as_dict(), "gpu": "another"}}, "not of the identity"),
         ({"file": "../plan", "identity": NATIVE.as_dict()}, "not of the identity"),
+        ({"file": "plan", "identity": {**NATIVE.as_dict(), "precision": "fp8"}}, "precision 'fp8' is not known"),
+        ({"file": "plan", "identity": {**NATIVE.as_dict(), "flavour": "trt"}}, "flavour 'trt' is not known"),
         ("engine", "damaged"),
     ],
 )
@@ -152,6 +156,7 @@ def test_a_gpu_that_rtx_does_not_name_is_built_for_on_itself_only(monkeypatch: p
         ({"precision": "int8"}, "precision 'int8' is not known"),
         ({"targets": ("8.6",)}, "--target is for --flavor rtx"),
         ({"max_slices": 2}, "--max-slices is 2; expected at least 3"),
+        ({"max_size": (0, 64)}, "--max-size is 0x64"),
         ({"workspace_bytes": 0}, "--workspace"),
     ],
 )
@@ -161,19 +166,54 @@ def test_options_that_do_not_fit_are_usage_errors(options: dict[str, object], fi
 
 
 def test_the_profile_goes_from_three_slices_over_a_brain_to_the_largest() -> None:
-    assert _profile(Wanted(), 32, 300) == Profile((3, 32, 32), BRAIN, (300, 256, 256))
-    assert _profile(Wanted(), 32, 40).optimum == (40, 160, 192)
-    assert _profile(Wanted(max_size=(96, 512)), 32, 40) == Profile((3, 32, 32), (40, 96, 192), (40, 96, 512))
+    assert profile_for(Wanted(), 32, 300) == Profile((3, 32, 32), BRAIN, (300, 256, 256))
+    assert profile_for(Wanted(), 32, 40).optimum == (40, 160, 192)
+    assert profile_for(Wanted(max_size=(96, 512)), 32, 40) == Profile((3, 32, 32), (40, 96, 192), (40, 96, 512))
     with pytest.raises(UsageError, match="is 100x256; this network needs multiples of 32"):
-        _profile(Wanted(max_size=(100, 256)), 32, 40)
+        profile_for(Wanted(max_size=(100, 256)), 32, 40)
 
 
 def test_a_larger_workspace_takes_more_slices_and_half_precision_more_still() -> None:
-    guesses = [_first_guess(Wanted(), size * 2**30) for size in (1, 4, 16)]
+    guesses = [first_guess(Wanted(), size * 2**30, 228) for size in (1, 4, 16)]
     assert guesses == sorted(guesses)
     assert guesses[0] >= 3
-    assert _first_guess(Wanted(precision="fp16"), 4 * 2**30) > guesses[1]
-    assert _first_guess(Wanted(max_size=(1024, 1024)), 2**20) == 3
+    assert first_guess(Wanted(precision="fp16"), 4 * 2**30, 228) > guesses[1]
+    assert first_guess(Wanted(max_size=(1024, 1024)), 2**20, 228) == 3
+
+
+def test_no_tensor_of_the_largest_stack_is_beyond_nvidias_limit_however_much_memory_there_is() -> None:
+    full = {"growth_rate": 12, "layers": 5, "levels": 5, "first_channels": 48}
+    assert (widest(full), widest({}), widest({**full, "layers": None})) == (228, 228, 228)
+    assert widest({"growth_rate": 4, "layers": 2, "first_channels": 8}) == 32
+    guess = first_guess(Wanted(), 2**40, 228)
+    assert guess * 228 * 256 * 256 <= 2**31 - 1 < (guess + 1) * 228 * 256 * 256
+    assert first_guess(Wanted(max_size=(160, 192)), 2**40, 228) == 2 * BRAIN[0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gib"),
+    [
+        (Wanted(), 7),
+        (Wanted("rtx"), 7),
+        (Wanted("rtx", targets=("8.6",)), 7),
+        (Wanted("rtx", targets=("8.6", "12.0")), 4),
+    ],
+)
+def test_the_gpu_here_gives_the_workspace_of_engines_that_are_for_it(
+    monkeypatch: pytest.MonkeyPatch, wanted: Wanted, gib: int
+) -> None:
+    monkeypatch.setattr(stacks, "gpu", lambda: Gpu("RTX A4000", "8.6", 10 * 2**30, "13.0"))
+    assert stacks.room(wanted) == gib * 2**30
+
+
+def test_without_a_gpu_rtx_assumes_a_small_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Gpu:
+        raise UnavailableError("no GPU")
+
+    monkeypatch.setattr(stacks, "gpu", nowhere)
+    assert stacks.room(Wanted("rtx")) == 4 * 2**30
+    with pytest.raises(UnavailableError):
+        stacks.room(Wanted())
 
 
 def test_the_share_of_tf32_layers_is_that_of_float32_and_says_so() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from lesionrt.runtime.backends import probe
 from lesionrt.runtime.bundle import load_bundle
-from lesionrt.runtime.engines.build import Wanted, build_engine
+from lesionrt.runtime.engines.build import _use_timings, build_engine
 from lesionrt.runtime.engines.library import Log, load
+from lesionrt.runtime.engines.wanted import Wanted
 from lesionrt.runtime.errors import UnavailableError
 
 TRT = SimpleNamespace(ILogger=object)
@@ -84,10 +85,41 @@ def test_a_tensorrt_that_is_too_old_is_refused_by_probe_and_build_with_what_it_l
     assert found.problem == finding
     assert "pip install --upgrade 'lesionrt[tensorrt]'" in str(found.remedy)
     with pytest.raises(UnavailableError, match=finding):
-        build_engine(load_bundle(tiny_bundle), Wanted("tensorrt"), lambda *built: None)
+        build_engine(load_bundle(tiny_bundle), Wanted("tensorrt"), lambda *built: (None, None))
 
 
 @pytest.mark.parametrize("version", ["10.12.0.36", "10.13.3.9", "11.4.0.106"])
 def test_a_tensorrt_that_is_new_enough_is_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     installed(monkeypatch, version, PreviewFeature=None)
     assert load("tensorrt").__version__ == version
+
+
+class Config:
+    """A builder's configuration that takes some timing caches and no others."""
+
+    def __init__(self, *takes: bytes) -> None:
+        self.takes, self.tried, self.has = takes, list[bytes](), None
+
+    def create_timing_cache(self, content: bytes) -> bytes | None:
+        self.tried.append(content)
+        return None if content == b"damaged" else content
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.has = cache if cache in self.takes else self.has
+        return cache in self.takes
+
+
+@pytest.mark.parametrize(
+    ("known", "used"), [(b"timings", b"timings"), (b"another GPU's", b""), (b"damaged", b""), (None, b"")]
+)
+def test_timings_are_reused_unless_they_are_damaged_or_another_gpus(
+    tmp_path: Path, known: bytes | None, used: bytes
+) -> None:
+    trt, file = SimpleNamespace(__name__="tensorrt", __version__="11.4", ILogger=object), tmp_path / "timing.cache"
+    if known is not None:
+        file.write_bytes(known)
+    config = Config(b"timings", b"")
+    assert _use_timings(config, file, trt, Log(trt)) == config.has == used
+    with pytest.raises(UnavailableError, match=r"takes no timing cache: TensorRT gave no reason"):
+        _use_timings(Config(), file, trt, Log(trt))

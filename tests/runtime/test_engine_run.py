@@ -3,6 +3,8 @@ keep device memory in a dictionary and fail where they are told to. All that is 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 
 from lesionrt.runtime.backends import cuda, engine_backend
 from lesionrt.runtime.backends.engine_backend import EngineBackend
+from lesionrt.runtime.backends.engine_loaded import LoadedEngine, runtime_cache_file
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile
-from lesionrt.runtime.errors import StackError, UnavailableError
+from lesionrt.runtime.errors import OutputError, StackError, UnavailableError
 
 PROFILE = Profile((3, 4, 4), (16, 8, 8), (40, 8, 8))
 IDENTITY = Identity("ab" * 32, "tensorrt", "11.4", "fp32", "A GPU", "8.6", (), PROFILE, 2**30, ())
@@ -36,17 +39,34 @@ class Gpu:
     def __init__(self) -> None:
         self.blocks: dict[int, np.ndarray] = {}
         self.room, self.lost, self.next = 2**20, False, 256
-        nothing = SimpleNamespace(push=lambda: None)
-        self.Context = SimpleNamespace(pop=lambda: None, synchronize=self.answer)
+        self.pushed: list[object] = []
+        context = SimpleNamespace(push=lambda: self.pushed.append(context), detach=self.detach, valid=True)
+        self.Context = SimpleNamespace(pop=self.pop, synchronize=self.answer, get_current=self.drop_detached)
+        self.primary = context
         self.event_flags = SimpleNamespace(DISABLE_TIMING=0)
         named = SimpleNamespace(
             name=lambda: "A GPU", compute_capability=lambda: (8, 6), total_memory=lambda: 2**30,
-            retain_primary_context=lambda: nothing,
+            retain_primary_context=lambda: context,
         )  # fmt: skip
         self.Device: Any = lambda ordinal: named
         self.Device.count = lambda: 1
         self.Event = lambda flags: SimpleNamespace(record=self.answer, synchronize=self.answer)
-        self.Stream = lambda: SimpleNamespace(handle=0, wait_for_event=self.answer, synchronize=self.answer)
+        self.Stream = lambda flags: SimpleNamespace(handle=0, wait_for_event=self.answer, synchronize=self.answer)
+
+    def detach(self) -> None:
+        if not self.primary.valid:
+            raise DriverError("cannot detach from invalid context")
+        self.primary.valid = False
+
+    def drop_detached(self) -> None:
+        if not self.primary.valid:
+            self.pushed.clear()
+
+    def pop(self) -> None:
+        self.answer()
+        if not self.pushed:
+            raise DriverError("cannot pop non-current context")
+        self.pushed.pop()
 
     def answer(self, *what: object) -> None:
         if self.lost:
@@ -83,6 +103,7 @@ class Context:
 
     def __init__(self, gpu: Gpu, run: Callable[[], bool]) -> None:
         self.gpu, self.run, self.addresses = gpu, run, dict[str, int]()
+        self.memory: Callable[[int], None] = lambda address: None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
@@ -98,7 +119,7 @@ class Context:
         return 4 * int(np.prod(self.shape))
 
     def set_device_memory(self, address: int, nbytes: int) -> None:
-        pass
+        self.memory(address)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -119,8 +140,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     for cached in (cuda.gpu, cuda._primary_context):
         cached.cache_clear()
     yield found
+    assert found.pushed == []  # pycuda would end the process
     for cached in (cuda.gpu, cuda._primary_context):
         cached.cache_clear()
+    cuda._given_up.clear()
 
 
 @pytest.fixture
@@ -198,3 +221,112 @@ def test_a_lost_gpu_is_exit_code_4_at_once_and_for_good(backend: Any, gpu: Gpu) 
     assert backend._idle == []
     backend.__exit__(None, None, None)
     assert backend._loaded.engine is None
+
+
+def test_a_gpu_that_is_lost_between_two_runs_is_lost_for_good(backend: Any, gpu: Gpu) -> None:
+    def spoiled(flags: int) -> None:
+        gpu.lost = True
+        gpu.answer()
+
+    gpu.Stream = spoiled
+    with pytest.raises(cuda.DeviceError, match="start it again"):
+        backend.infer_stack(SLICES)
+    assert backend._lost is not None
+
+
+def test_what_cannot_be_kept_of_a_good_run_is_a_warning(backend: Any) -> None:
+    backend._loaded._cache, backend._loaded._cache_file = SimpleNamespace(serialize=lambda: None), Path("there")
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+    assert ["could not give its runtime cache" in warning for warning in backend.warnings] == [True]
+    assert len(backend._idle) == 1
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+    assert len(backend.warnings) == 1
+
+
+def test_memory_that_tensorrt_refuses_only_in_its_log_is_an_error(backend: Any) -> None:
+    def refuse(address: int) -> None:
+        backend._loaded.log.logger.log(SimpleNamespace(name="ERROR"), "memory is not aligned")
+
+    created = backend._loaded.engine.create_execution_context
+
+    def context(strategy: object) -> Context:
+        made: Context = created(strategy)
+        made.memory = refuse
+        return made
+
+    backend._loaded.engine.create_execution_context = context
+    with pytest.raises(UnavailableError, match=r"could not take its memory: memory is not aligned"):
+        backend.infer_stack(SLICES)
+
+
+def test_a_running_backend_keeps_no_log(backend: Any) -> None:
+    backend._loaded.log.logger.log(SimpleNamespace(name="INFO"), "a line")
+    assert backend._loaded.log.lines == []
+
+
+class Rtx:
+    """TensorRT for RTX, as far as an engine is loaded: its cache, and how it was set up."""
+
+    __name__, __version__, ILogger = "tensorrt_rtx", "1.7", object
+    IRuntimeCache = object
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        cache = SimpleNamespace(deserialize=self.taken.append, serialize=lambda: b"compiled")
+        self.config = SimpleNamespace(
+            set_execution_context_allocation_strategy=lambda strategy: setattr(self, "strategy", strategy),
+            create_runtime_cache=lambda: cache,
+            set_runtime_cache=lambda given: given is cache,
+        )
+        engine = SimpleNamespace(
+            create_runtime_config=lambda: self.config, create_execution_context=lambda config: config
+        )
+        self.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+
+
+def test_what_rtx_compiled_is_kept_and_taken_again(tmp_path: Path) -> None:
+    file, rtx = tmp_path / "lesionrt/rtx.cache", Rtx()
+    loaded = LoadedEngine(rtx, b"plan", file)
+    assert loaded.execution_context() is rtx.config
+    assert (rtx.strategy, rtx.config.dynamic_shapes_kernel_specialization_strategy) == ("user managed", "eager")
+    assert rtx.taken == []
+    loaded.save_runtime_cache()
+    assert file.read_bytes() == b"compiled"
+    LoadedEngine(rtx, b"plan", file).close()
+    assert rtx.taken == [b"compiled"]
+
+
+def test_where_nothing_can_be_kept_an_engine_loads_all_the_same(tmp_path: Path) -> None:
+    loaded = LoadedEngine(Rtx(), b"plan", tmp_path)  # a folder, which is no file to read or to write
+    with pytest.raises(OutputError, match=str(tmp_path)):
+        loaded.save_runtime_cache()
+    loaded.close()
+    LoadedEngine(Rtx(), b"plan", None).save_runtime_cache()
+
+
+def test_only_what_compiles_looks_for_a_folder_to_keep_it_in(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    here, rtx = cuda.gpu(), replace(IDENTITY, flavour="rtx")
+    assert runtime_cache_file(Rtx(), rtx, here) is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runtime_cache_file(SimpleNamespace(), IDENTITY, here) is None
+    assert runtime_cache_file(Rtx(), rtx, here) != runtime_cache_file(Rtx(), replace(rtx, version="1.8"), here)
+
+
+def test_a_driver_too_old_for_tensorrt_is_an_error_with_the_remedy() -> None:
+    def too_old(logger: Any) -> None:
+        logger.log(SimpleNamespace(name="ERROR"), "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    rtx = Rtx()
+    rtx.Runtime = too_old  # type: ignore[assignment]
+    with pytest.raises(UnavailableError, match=r"1\.7 does not start: .* error: 35\. Install the newest NVIDIA driver"):
+        LoadedEngine(rtx, b"plan", None)
