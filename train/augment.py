@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionrt.runtime.geometry import ModelGrid
-from lesionrt.runtime.prepare import ROBUST_Z_RANGE, Preparation
+from lesionrt.runtime.prepare import ROBUST_Z_RANGE, Preparation, smoothed
 from lesionrt.runtime.volume import read_volume
 from lesionrt.train.cache import PreparedScan, start_mm
 from lesionrt.train.dataset import LESION_OVER, lesion_voxels
@@ -37,7 +37,7 @@ SHARPNESS_SHARE = 0.7  # of slabs
 SHARPEST = 1.5  # times what blurring takes away is added
 CONTRAST_SHARE = 0.7  # of slabs
 PALEST_LESION = 1.2  # robust deviations: as bright as the brightest grey matter
-SMOOTH_PX = 1.5
+IN_PLANE = (0.0, 1.5, 1.5)  # pixels over which tissue's level is told from its noise
 LESION_GROUND = 0.3  # between white and grey matter: what lesions fade towards
 
 
@@ -179,7 +179,7 @@ def transplant(
     start = np.round(scan.start_mm + np.array([first, 0, 0]) - donor.start_mm + shift).astype(int)
     painted = _window(donor.mask, start, stack.shape)
     bright = scan.lesion_z * rng.uniform(0.75, 1.3)
-    level = _smoothed(stack, brain)
+    level = smoothed(stack, brain, IN_PLANE)
     healthy = brain & ~lesions & (level > TISSUE_OVER) & (level < bright - LEAST_CONTRAST)
     labels, found = ndimage.label(painted & healthy)
     if not found:
@@ -206,15 +206,8 @@ def fade(stack: Array, lesions: Mask, bright: float, wanted: float) -> Array:
     softness = ndimage.gaussian_filter(near.astype(np.float32), 0.7)
     softness[lesions] = 1
     share = (wanted - LESION_GROUND) / (bright - LESION_GROUND)
-    level = np.where(lesions, _smoothed(stack, lesions), stack)
+    level = np.where(lesions, smoothed(stack, lesions, IN_PLANE), stack)
     return np.asarray(stack - softness * np.float32(1 - share) * np.maximum(level - LESION_GROUND, 0), np.float32)
-
-
-def _smoothed(stack: Array, inside: Mask) -> Array:
-    """Each slice without its noise, of what lies inside a mask alone."""
-    sigma = (0, SMOOTH_PX, SMOOTH_PX)
-    share = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
-    return np.asarray(ndimage.gaussian_filter(np.where(inside, stack, 0), sigma) / np.maximum(share, 1e-3), np.float32)
 
 
 def _window(mask: Mask, start: NDArray[np.int_], shape: tuple[int, ...]) -> Mask:

@@ -36,6 +36,7 @@ class Recipe:
     """
 
     normalisation: str = "brain-robust-z"
+    smoothing_mm: float = 0.9
     sampling: str = "slabs"
     slabs: int = 4
     slab_slices: int = 3
@@ -101,12 +102,12 @@ class Recipe:
             raise DatasetError(
                 f"recipe: windows are not varied; switch augmentation {', '.join(varied)} off, or sample slabs"
             )
-        Preparation(normalisation=self.normalisation)
+        _ = self.preparation  # checks its values
 
     @property
     def preparation(self) -> Preparation:
         """How the scans become the network's input."""
-        return Preparation(normalisation=self.normalisation)
+        return Preparation(normalisation=self.normalisation, smoothing_mm=self.smoothing_mm)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to be stored with the run."""

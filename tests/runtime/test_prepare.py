@@ -18,6 +18,7 @@ from lesionrt.runtime.prepare import (
     prepare,
     prepare_volume,
     slice_min_max,
+    smoothed,
 )
 from lesionrt.runtime.volume import read_volume
 
@@ -36,6 +37,36 @@ def prepared(data: Array, normalisation: str = BRAIN_ROBUST_Z, multiple: int = 3
 def brain_like(*shape: int) -> Array:
     """Brain everywhere, with contrast."""
     return np.random.default_rng(0).uniform(1, 2, shape).astype(np.float32)
+
+
+def test_smoothing_spreads_a_voxel_along_all_axes_and_keeps_the_sum() -> None:
+    stack, inside = np.zeros((9, 9, 9), np.float32), np.ones((9, 9, 9), bool)
+    stack[4, 4, 4] = 1.0
+    found = smoothed(stack, inside, (0.9, 0.9, 0.9))
+    # A Gaussian of 0.9 voxels: weights in proportion to exp(-x^2 / 1.62), 1 : 0.5394 : 0.0846 : 0.0039.
+    one = 1 / (1 + 2 * (0.5394 + 0.0846 + 0.0039))
+    assert found[4, 4, 4] == pytest.approx(one**3, rel=1e-3)
+    assert found[4, 5, 4] == found[5, 4, 4] == found[4, 4, 5] == pytest.approx(0.5394 * one**3, rel=1e-3)
+    assert found.sum() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_smoothing_does_not_darken_the_brains_edge() -> None:
+    inside = np.zeros((6, 8, 8), bool)
+    inside[1:5, 2:6, 3:7] = True
+    found = smoothed(np.where(inside, np.float32(7), 0), inside, (1.0, 1.0, 1.0))
+    np.testing.assert_allclose(found[inside], 7, rtol=1e-6)
+    assert not found[~inside].any()
+
+
+def test_noise_is_smoothed_before_it_is_measured_against() -> None:
+    data = np.random.default_rng(0).normal(100, 10, (24, 24, 24)).astype(np.float32)
+    grid = ModelGrid(data.shape, np.eye(4))
+    plain, smooth = (prepare(data, data != 0, grid, Preparation(smoothing_mm=mm), 32).slices for mm in (0.0, 0.9))
+    inside = plain > -5
+    for slices in (plain, smooth):  # both in their own robust deviations
+        assert slices[inside].std() == pytest.approx(1, rel=0.05)
+    neighbours = np.corrcoef(smooth[5:15, 0, 70:90, 70:89].ravel(), smooth[5:15, 0, 70:90, 71:90].ravel())[0, 1]
+    assert neighbours == pytest.approx(np.exp(-1 / (4 * 0.9**2)), abs=0.05)  # of white noise under that Gaussian
 
 
 def test_slice_min_max_scales_each_slice_to_its_own_brightest_voxel() -> None:
@@ -207,8 +238,9 @@ def test_a_preparation_that_makes_no_sense_is_refused(field: str, value: object)
 
 
 def test_a_preparation_survives_as_plain_values() -> None:
-    preparation = Preparation(SLICE_MIN_MAX, "IPL", 0.9)
-    assert preparation.as_dict() == {"normalisation": "slice-min-max", "axes": "IPL", "spacing_mm": 0.9}
+    preparation = Preparation(SLICE_MIN_MAX, "IPL", 0.9, 0.5)
+    values = {"normalisation": "slice-min-max", "axes": "IPL", "spacing_mm": 0.9, "smoothing_mm": 0.5}
+    assert preparation.as_dict() == values
     assert Preparation(**preparation.as_dict()) == preparation
     assert (preparation.region, Preparation(BRAIN_ROBUST_Z).region) == ("slice", "brain")
 
