@@ -39,8 +39,8 @@ $(VENV)/.test-tools: $(BIN)/python $(SOURCES) constraints.txt
 	touch $(VENV)/.installed $@
 
 # Weights from the scans in weights/scans.csv: a run that never sees one patient, for an honest figure; then one that starts
-# from it and sees all, which becomes the default model. The steps are those of a CPU; a GPU does many more:
-# make weights HELD_STEPS=6000 ALL_STEPS=3000. Tensors that keep their memory save a tenth of the time.
+# from it and sees all, which becomes the default model: what it knows of the others it need not learn again. The steps are those
+# of a CPU; a GPU does many more: make weights HELD_STEPS=6000 ALL_STEPS=3000. Tensors that keep their memory save a tenth of the time.
 HELD_OUT := p19
 HELD_STEPS := 850
 ALL_STEPS := 210
