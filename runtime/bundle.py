@@ -202,7 +202,8 @@ def load_bundle(path: Path) -> Bundle:
         )
     try:
         _check_manifest(manifest)
-        preparation = {name: manifest["input"][name] for name in Preparation.__dataclass_fields__}
+        how = {"smoothing_mm": 0.0} | manifest["input"]  # earlier manifests do not speak of it
+        preparation = {name: how[name] for name in Preparation.__dataclass_fields__}
         return Bundle(path, manifest, ModelInfo(**manifest["model"]), Preparation(**preparation))
     except KeyError as error:
         raise BundleError(f"{manifest_path}: has no entry {error}; export the bundle again") from error
