@@ -24,8 +24,8 @@ def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dic
     runs = (("", True, everyone), ("_held_out", False, held_out))
     return {
         f"{scan['name']}{ending}": {
-            "dice": round(scan["whole_volume"]["dice"], 3),
-            "lesion_f1": round(scan["field"]["lesion_f1"], 3),
+            "dice": round(scan["whole_volume"]["dice"], 4),
+            "lesion_f1": round(scan["field"]["lesion_f1"], 4),
             "predicted_ml": round(scan["predicted_ml"], 1),
             "reference_ml": round(scan["reference_ml"], 1),
             "fixed_threshold_dice": THRESHOLD[scan["name"]],
