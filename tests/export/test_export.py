@@ -67,6 +67,7 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Path, tiny_checkpoint
         "region": "brain",
         "axes": "SRA",
         "spacing_mm": 1.0,
+        "smoothing_mm": 0.0,
         "size_multiple": 4,
     }
     assert (manifest["threshold"], manifest["opset"]) == (0.5, 18)
