@@ -272,7 +272,7 @@ def test_a_brain_mask_is_read_on_the_images_grid(voxels: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("voxels", "affine", "problem"),
     [
-        (np.ones((2, 3, 5), np.uint8), AFFINE, "2x3x5 voxels, that of the given image is 2x3x4"),
+        (np.ones((2, 3, 5), np.uint8), AFFINE, "2x3x5 voxels, the given image has 2x3x4"),
         (np.ones((2, 3, 4), np.uint8), AFFINE + np.diag([0, 0, 0.5, 0]), "up to 1.5 mm from the given image"),
         (np.ones((2, 3, 4), np.uint8), AFFINE @ np.diag([-1.0, 1, 1, 1]), "resample the mask"),
         (np.zeros((2, 3, 4), np.uint8), AFFINE, "empty, no voxel is over 0.5"),

@@ -49,6 +49,7 @@ def test_a_truncated_file_is_named(file: Path, keep: float) -> None:
         load_checkpoint(file)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02}q\x00.", b"\x80\x04K\x01a."])
 def test_a_pickle_of_nothing_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
