@@ -4,7 +4,7 @@ All of it happens on prepared slices: robust z-values whose background is -5 and
 of the scanner stands in them as about ``1 + z / 5`` medians, so that the background is dark.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ LEAST_CONTRAST = 1.0  # robust deviations by which a painted lesion is brighter 
 SMALLEST_TRANSPLANT = 3  # voxels
 SHARPNESS_SHARE = 0.7  # of slabs
 SHARPEST = 1.5  # times what blurring takes away is added
-CONTRAST_SHARE = 0.7  # of slabs
+CONTRAST_SHARE = 0.4  # of slabs
 PALEST_LESION = 1.2  # robust deviations: as bright as the brightest grey matter
 IN_PLANE = (0.0, 1.5, 1.5)  # pixels over which tissue's level is told from its noise
 LESION_GROUND = 0.3  # between white and grey matter: what lesions fade towards
@@ -149,16 +149,16 @@ def cut(
         stack = fade(stack, lesions, scan.lesion_z, rng.uniform(min(PALEST_LESION, scan.lesion_z), scan.lesion_z))
 
     weights = _slice_weights(len(order), margin, count, augmentation.thickness, rng)
-    stack = np.tensordot(weights, stack, 1)
-    brain, lesions = brain[margin : margin + count], lesions[margin : margin + count]
+    stack, share = _of_brain(stack, brain, lambda values: np.tensordot(weights, values, 1))
+    brain, lesions = brain[margin : margin + count] & (share > 0), lesions[margin : margin + count]
     places = _places(centre[1:], size, augmentation, rng)
     if augmentation.flip and rng.random() < 0.5:
         stack, brain, lesions = stack[::-1], brain[::-1], lesions[::-1]
 
-    slices = _warp(stack, places, BACKGROUND)
-    visible = _warp(brain.astype(np.float32), places, 0) >= 0.5
-    target = _warp(lesions.astype(np.float32), places, 0) >= LESION_OVER
-    slices = _vary_intensity(slices, augmentation, rng)
+    slices, share = _of_brain(stack, brain, lambda values: _warp(values, places))
+    visible = share >= 0.5
+    target = _warp(lesions.astype(np.float32), places) >= LESION_OVER
+    slices = _vary_intensity(slices, visible, augmentation, rng)
     return Slab(np.where(visible, np.clip(slices, BACKGROUND, BRIGHTEST), np.float32(BACKGROUND)), target & visible)
 
 
@@ -264,14 +264,21 @@ def _smooth(field: NDArray[np.float64], size: int) -> Array:
     )
 
 
-def _warp(stack: Array, places: Array, outside: float) -> Array:
-    """Each slice of a stack (n, H, W) at the places (2, h, w)."""
-    return np.stack(
-        [ndimage.map_coordinates(image, places, order=1, mode="constant", cval=outside) for image in stack]
-    ).astype(np.float32, copy=False)
+def _of_brain(stack: Array, brain: Mask, mix: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """What `mix` makes of the brain's voxels, as if there were no others, and their share in it; 0 where there are none."""
+    share = mix(brain.astype(np.float32))
+    mixed = mix(np.where(brain, stack, np.float32(0)))
+    return np.divide(mixed, share, out=np.zeros_like(mixed), where=share > 0), share
 
 
-def _vary_intensity(slices: Array, augmentation: Augmentation, rng: np.random.Generator) -> Array:
+def _warp(stack: Array, places: Array) -> Array:
+    """Each slice of a stack (n, H, W) at the places (2, h, w); 0 outside."""
+    return np.stack([ndimage.map_coordinates(image, places, order=1, mode="constant") for image in stack]).astype(
+        np.float32, copy=False
+    )
+
+
+def _vary_intensity(slices: Array, brain: Mask, augmentation: Augmentation, rng: np.random.Generator) -> Array:
     if augmentation.bias and rng.random() < 0.5:
         field = _smooth(rng.normal(0, 0.1, (3, 3)), slices.shape[-1])
         slices = (slices + MEDIAN) * np.exp(field) - MEDIAN
@@ -279,10 +286,10 @@ def _vary_intensity(slices: Array, augmentation: Augmentation, rng: np.random.Ge
         medians = np.maximum(slices / MEDIAN + 1, 0)
         slices = (medians ** np.float32(np.exp(rng.uniform(-0.3, 0.3))) - 1) * MEDIAN
     if augmentation.intensity:
-        slices = slices * np.float32(np.exp(rng.uniform(-0.35, 0.35))) + np.float32(rng.uniform(-0.4, 0.4))
+        slices = slices * np.float32(np.exp(rng.uniform(-0.2, 0.2))) + np.float32(rng.uniform(-0.2, 0.2))
     if augmentation.sharpness and rng.random() < SHARPNESS_SHARE:
         sigma = rng.uniform(0.5, 1.2)
-        blurred = ndimage.gaussian_filter(slices, (0, sigma, sigma))
+        blurred = smoothed(slices, brain, (0, sigma, sigma))
         slices = slices + np.float32(rng.uniform(-1, SHARPEST)) * (slices - blurred)  # -1: blurred
     if augmentation.noise and rng.random() < 0.5:
         noise = rng.normal(0, rng.uniform(0, 0.6), slices.shape).astype(np.float32)

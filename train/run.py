@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -113,11 +113,10 @@ class Run:
             write_atomically({path: f"{text}\n".encode()})
 
     def start_from(self, checkpoint: Checkpoint) -> None:
-        """Take another network's weights."""
-        if checkpoint.network.config != self.recipe.network:
-            raise CheckpointError(
-                f"the checkpoint to start from has network {checkpoint.network.config}; expected {self.recipe.network}"
-            )
+        """Take another network's weights; its dropout may differ."""
+        config = checkpoint.network.config
+        if replace(config, dropout=self.recipe.network.dropout) != self.recipe.network:
+            raise CheckpointError(f"the checkpoint to start from has network {config}; expected {self.recipe.network}")
         for network in {self.network, self.result}:
             network.load_state_dict(checkpoint.network.state_dict())
 
