@@ -19,12 +19,16 @@ SEGMENT = "from lesionrt.runtime.cli import main; main()"
 
 @dataclass(frozen=True)
 class Points:
-    """At what is measured; `steady` output slices where it is not their number that changes."""
+    """At what is measured; `steady` output slices where it is not their number that changes.
+
+    With their two neighbours they are a multiple of every chunk: otherwise a backend that cuts a stack evenly would compute
+    fewer at a time than the row says.
+    """
 
     slices: Sequence[int] = (16, 32, 64, 128, 256, 512)
-    chunks: Sequence[int] = (1, 2, 4, 6, 8, 16, 32)
+    chunks: Sequence[int] = (1, 2, 4, 6, 8, 16, 24)
     volumes: Sequence[int] = (1, 2, 4)
-    steady: int = 32
+    steady: int = 46
 
 
 def thread_counts(cores: int) -> list[int]:

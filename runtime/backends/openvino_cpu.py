@@ -98,8 +98,8 @@ class OpenvinoBackend:
     ) -> NDArray[np.float32]:
         """A whole stack (n + 2, 1, H, W) to (n, H, W), `chunk` slices at a time; one thread after the other.
 
-        Every piece has the same size, so that one compilation serves all: the last one is filled up with empty slices, and
-        the first follows an empty state. What these give is dropped.
+        Every piece has the same size, so that one compilation serves all: the slices are spread evenly over the pieces, the last
+        one is filled up with empty slices, and the first follows an empty state. What these give is dropped.
         """
         with self._lock:
             return self._infer_stack(slices, chunk, progress)
@@ -109,7 +109,7 @@ class OpenvinoBackend:
     ) -> NDArray[np.float32]:
         count, _, height, width = slices.shape
         total = count - BEFORE
-        size = min(chunk or default_chunk(height, width), count)
+        size = _even_size(count, chunk or default_chunk(height, width))
         request = self._request(size, height, width)
         state = {name: np.zeros(shape, np.float32) for name, shape in self._shapes(height, width).items()}
         found = []
@@ -158,6 +158,18 @@ class OpenvinoBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._compiled = self._model = None
+
+
+def _even_size(count: int, most: int) -> int:
+    """Slices of each piece of a stack, `most` of them at most, so that few are empty.
+
+    With as many pieces as `most`, or more, it is `most`: volumes of any length then share one compilation.
+
+    >>> _even_size(14, 8), _even_size(28, 8), _even_size(3, 8), _even_size(128, 8), _even_size(183, 8)
+    (7, 7, 3, 8, 8)
+    """
+    pieces = -(-count // most)
+    return -(-count // pieces)
 
 
 @cache

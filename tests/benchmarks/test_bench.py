@@ -20,6 +20,7 @@ from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.errors import InputError, UnavailableError
 from lesionrt.runtime.files import sha256
+from lesionrt.runtime.prepare import HALO
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,6 +160,11 @@ def test_scaling_has_rows_and_fits(tiny_bundle: Path, flake: Path, tmp_path: Pat
     assert found["chunk"]["seconds_fit"] is None  # one point
     assert [row["threads"] for row in found["threads"]["rows"]] == [1]
     assert all("failed" not in row for row in found["volumes"]["rows"])
+
+
+def test_every_chunk_that_is_measured_fits_its_stack() -> None:
+    points = Points()
+    assert {(points.steady + 2 * HALO) % chunk for chunk in points.chunks} == {0}
 
 
 def test_a_process_that_fails_says_why(tiny_bundle: Path, flake: Path, tmp_path: Path) -> None:

@@ -51,6 +51,20 @@ def test_a_stack_of_one_window_and_one_size_after_another(tiny_bundle: Path, sli
         np.testing.assert_allclose(lesion, probabilities(tiny_bundle, "cpu", "fp32", part), atol=1e-5)
 
 
+@pytest.mark.parametrize(("count", "size", "pieces"), [(14, 7, 2), (28, 7, 4), (57, 8, 8), (3, 3, 1)])
+def test_slices_are_spread_evenly_over_the_pieces(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, count: int, size: int, pieces: int
+) -> None:
+    sizes: list[int] = []
+    with open_backend("openvino", load_bundle(tiny_bundle), "fp32") as network:
+        request = network._request  # type: ignore[attr-defined]
+        monkeypatch.setattr(network, "_request", lambda size, *rest: sizes.append(size) or request(size, *rest))
+        done: list[int] = []
+        lesion = infer_in_chunks(network, np.zeros((count, 1, 8, 8), np.float32), 8, lambda now, _: done.append(now))
+    assert (sizes, len(done), done[-1]) == ([size], pieces, count - 2)
+    assert lesion.shape == (count - 2, 8, 8)
+
+
 @BFLOAT16
 def test_bfloat16_is_taken_where_the_processor_has_it(
     run: Callable[..., object], tiny_bundle: Path, flake: Path, tmp_path: Path
