@@ -131,7 +131,8 @@ def _scaling(scaling: dict[str, Any]) -> Iterator[str]:
     yield f"<h2>Scaling of {escape(scaling['case'])}</h2>"
     yield (
         f'<p class="dim">Each point is a process of its own; {scaling["steady_slices"]} output slices where another thing '
-        "changes. Several volumes are one run of <code>lesionrt segment</code>, its start counted in.</p>"
+        "changes. Several volumes are one run of <code>lesionrt segment</code>, in the precision that it takes by itself, its start "
+        "counted in.</p>"
         '<div class="plots">'
     )
     for what, name in SCALED.items():
@@ -141,7 +142,7 @@ def _scaling(scaling: dict[str, Any]) -> Iterator[str]:
             if points:
                 law = None if fit is None else PowerLaw(**fit)
                 said = "" if law is None else f": {law.factor:.3g} · n^{law.exponent:.2f} (R² {law.r2:.3f})"
-                yield _figure(f"{title} over {name}{said}", curve(name, title, points, law))
+                yield _figure(f"{scaling[what]['case']}: {title} over {name}{said}", curve(name, title, points, law))
     yield "</div>"
 
 

@@ -1,5 +1,6 @@
 """Time and memory of one case against slices, chunk, threads and volumes."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def scaling(order: Order, folder: Path, points: Points, cores: int, say: Callabl
                 measured.append({what: value, "failed": str(error)})
         right = [row for row in measured if "failed" not in row]
         x = [row[what] for row in right]
-        found[what] = {"rows": measured}
+        ran = next((row["case"] for row in right if "case" in row), order.case["name"])
+        found[what] = {"case": ran, "rows": measured}
         for name in ("seconds", "peak_mb"):
             law = power_law(x, [row[name] for row in right]) if all(name in row for row in right) else None
             found[what][f"{name}_fit"] = None if law is None else asdict(law)
@@ -77,7 +79,7 @@ def scaling(order: Order, folder: Path, points: Points, cores: int, say: Callabl
     rows("slices", points.slices, lambda n: stack_row(order, folder, n, None))
     rows("chunk", points.chunks, lambda n: stack_row(order, folder, points.steady, n))
     rows("threads", thread_counts(cores), lambda n: stack_row(replace(order, threads=n), folder, points.steady, None))
-    rows("volumes", points.volumes, lambda n: {"seconds": segment_seconds(order, folder, n)})
+    rows("volumes", points.volumes, lambda n: segment_row(order, folder, n))
     return found
 
 
@@ -89,8 +91,10 @@ def stack_row(order: Order, folder: Path, slices: int, chunk: int | None) -> dic
         return {**child.ask("stack", slices=slices, chunk=chunk), **child.ask("memory")}
 
 
-def segment_seconds(order: Order, folder: Path, volumes: int) -> float:
+def segment_row(order: Order, folder: Path, volumes: int) -> dict[str, Any]:
     """Seconds of `lesionrt segment` on several copies of the volume in one run, from its start to its end.
+
+    The command takes the backend's own first precision, whatever the order's: the row names the case that ran.
 
     Raises
     ------
@@ -116,4 +120,5 @@ def segment_seconds(order: Order, folder: Path, volumes: int) -> float:
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UnavailableError(f"`lesionrt segment` ended with code {answer.returncode}: {last}")
-    return seconds
+    report = json.loads(next(out.glob("*_report.json")).read_text())
+    return {"seconds": seconds, "case": f"{report['backend']}-{report['precision']}"}

@@ -74,6 +74,5 @@ def _show(report: dict[str, Any]) -> None:
         for what in ("slices", "chunk", "threads", "volumes"):
             fit = report["scaling"][what]["seconds_fit"]
             if fit is not None:
-                console.print(
-                    f"{report['scaling']['case']}: seconds grow with {what} to the power of {fit['exponent']:.2f}"
-                )
+                ran = report["scaling"][what]["case"]
+                console.print(f"{ran}: seconds grow with {what} to the power of {fit['exponent']:.2f}")

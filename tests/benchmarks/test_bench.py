@@ -147,8 +147,8 @@ def test_an_unknown_case_is_wrong_usage(run: Any, tiny_bundle: Path, small_flair
     assert "cpu-fp32" in found.stderr
 
 
-def order(bundle: Path, flair: Path) -> Order:
-    case = next(case for case in find_cases(load_bundle(bundle), None, True) if case.name == "cpu-fp32")
+def order(bundle: Path, flair: Path, name: str = "cpu-fp32") -> Order:
+    case = next(case for case in find_cases(load_bundle(bundle), None, True) if case.name == name)
     return Order(asdict(case), str(bundle), str(flair), None, "", 1, (0, 4))
 
 
@@ -160,6 +160,14 @@ def test_scaling_has_rows_and_fits(tiny_bundle: Path, flake: Path, tmp_path: Pat
     assert found["chunk"]["seconds_fit"] is None  # one point
     assert [row["threads"] for row in found["threads"]["rows"]] == [1]
     assert all("failed" not in row for row in found["volumes"]["rows"])
+
+
+def test_volumes_are_named_by_the_precision_in_which_the_command_segments(
+    tiny_bundle: Path, flake: Path, tmp_path: Path
+) -> None:
+    half = order(tiny_bundle, flake, "cpu-fp16")
+    found = scaling(half, tmp_path, Points((), (), (1,), 1), 1, lambda line: None)
+    assert (found["threads"]["case"], found["volumes"]["case"]) == ("cpu-fp16", "cpu-fp32")
 
 
 def test_every_chunk_that_is_measured_fits_its_stack() -> None:
