@@ -1,9 +1,10 @@
-"""nnU-Net v2's 2-D network and MONAI's sliding window on the same volume, in an environment of their own.
+"""nnU-Net v2's planned 2-D network and MONAI's sliding window on the same volume, in an environment of their own.
 
     python -m lesionrt.benchmarks.peers BUNDLE CHECKPOINT FLAIR -o peers.json [--environment FOLDER] [--repeats 3]
 
-The environment is made once, with packages from PyPI; where they cannot be installed, the result says why. nnU-Net's
-weights are untrained: only its speed is looked at. MONAI runs this package's own window network, which it must be able
+The environment is made once, with packages from PyPI; where they cannot be installed, the result says why. Of nnU-Net
+it is the bare network of the planned size, called slice by slice without its predictor, with untrained weights: only its speed is
+looked at. MONAI runs this package's own window network, which it must be able
 to import: the environment sees this Python's packages after its own.
 """
 
@@ -11,6 +12,7 @@ import json
 import os
 import site
 import subprocess
+import sys
 import tempfile
 import venv
 from importlib.metadata import version
@@ -23,7 +25,7 @@ import typer
 from lesionrt.benchmarks.interleaved import Spread
 from lesionrt.benchmarks.machine import cores, describe
 from lesionrt.runtime.bundle import load_bundle
-from lesionrt.runtime.errors import LesionrtError
+from lesionrt.runtime.errors import LesionrtError, UnavailableError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.prepare import HALO, prepare_volume
 from lesionrt.runtime.volume import nonzero_brain, read_flair
@@ -39,8 +41,9 @@ def environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-        packages = next((folder / "lib").glob("python3*")) / "site-packages"
-        (packages / "outer.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    # Always: an environment whose making was interrupted lacks it.
+    packages = next((folder / "lib").glob("python3*")) / "site-packages"
+    (packages / "outer.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return python
 
 
@@ -59,6 +62,31 @@ def install(python: Path, package: str) -> str | None:
     if answer.returncode == 0:
         return None
     return f"{package} cannot be installed: {(answer.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+
+
+def measure_in(python: Path, order: dict[str, Any]) -> dict[str, Any]:
+    """What :mod:`lesionrt.benchmarks.peers_measure` says to an order.
+
+    Raises
+    ------
+    UnavailableError
+        If it fails or takes too long.
+    """
+    try:
+        answer = subprocess.run(
+            [str(python), "-m", MEASURE, json.dumps(order)],
+            capture_output=True,
+            text=True,
+            timeout=MEASURE_S,
+            env={**os.environ, "OMP_NUM_THREADS": str(order["threads"])},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"measuring took more than {MEASURE_S} s; give fewer --slices or --repeats") from error
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UnavailableError(f"measuring failed: {last}")
+    measured: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return measured
 
 
 def command(
@@ -92,17 +120,7 @@ def command(
             "repeats": repeats,
             "threads": used,
         }
-        answer = subprocess.run(
-            [str(python), "-m", MEASURE, json.dumps(order)],
-            capture_output=True,
-            text=True,
-            timeout=MEASURE_S,
-            env={**os.environ, "OMP_NUM_THREADS": str(used)},
-        )
-    if answer.returncode:
-        last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise SystemExit(f"error: measuring failed: {last}")
-    measured: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+        measured = measure_in(python, order)
     for peer, problem in lacking.items():
         if problem is not None:
             measured[peer] = {"skipped": problem}
@@ -127,4 +145,5 @@ if __name__ == "__main__":
     try:
         typer.run(command)
     except LesionrtError as error:
-        raise SystemExit(f"error: {error}") from error
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error

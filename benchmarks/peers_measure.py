@@ -1,11 +1,13 @@
 """What :mod:`lesionrt.benchmarks.peers` runs in the peers' environment: an order in, one line of JSON out."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network, windows_of
 
 Run = Callable[[], Any]
+Maker = Callable[[], tuple[Run, str]]  # what is run, and what it is
 
 
 def monai_case(network: Network, slices: Tensor) -> tuple[Run, str]:
@@ -41,7 +44,10 @@ def monai_case(network: Network, slices: Tensor) -> tuple[Run, str]:
 
 
 def nnunet_case(slices: Tensor, spacing_mm: float, brain_shape: list[int]) -> tuple[Run, str]:
-    """nnU-Net's predictor with the 2-D network that its planner makes for such volumes, untrained, without mirroring."""
+    """A network of the size that nnU-Net's 2-D planner gives for such volumes, untrained, called slice by slice.
+
+    Its predictor is not part of it: no tiles, no mirroring, no resampling.
+    """
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
     from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op, get_matching_instancenorm
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
@@ -77,10 +83,49 @@ def nnunet_case(slices: Tensor, spacing_mm: float, brain_shape: list[int]) -> tu
 
     parameters = sum(parameter.numel() for parameter in network.parameters())
     text = (
-        f"nnunetv2 {version('nnunetv2')}, planned 2-D network, untrained, {stages} stages, {parameters} parameters, "
-        f"one patch of {int(patch[0])}x{int(patch[1])} a slice, no mirroring"
+        f"nnunetv2 {version('nnunetv2')}, PlainConvUNet of the planned 2-D size without the predictor, untrained, "
+        f"{stages} stages, {parameters} parameters, one patch of {int(patch[0])}x{int(patch[1])} a slice"
     )
     return run, text
+
+
+def measure(makers: Mapping[str, Maker], count: int, repeats: int) -> dict[str, Any]:
+    """Seconds per slice of each case, interleaved after a warm-up; one that fails is skipped with its reason.
+
+    Parameters
+    ----------
+    makers
+        By name; each gives what is run, and what it is.
+    count
+        Output slices of one run.
+    repeats
+        Timed rounds.
+    """
+    found: dict[str, Any] = {}
+    made: dict[str, tuple[Run, str]] = {}
+
+    @contextlib.contextmanager
+    def told(name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # another version of theirs may have moved anything
+            found[name] = {"skipped": f"{type(error).__name__}: {error}"}
+
+    def timed(name: str) -> float | None:
+        start = time.perf_counter()
+        with told(name):
+            made[name][0]()
+            return (time.perf_counter() - start) / count
+        return None
+
+    for name, maker in makers.items():
+        with told(name):
+            made[name] = maker()
+            made[name][0]()  # to warm up
+    rounds = {name: partial(timed, name) for name in made if name not in found}
+    for name, values in interleaved(rounds, repeats).items():
+        found[name] = {"what": made[name][1], "s_per_slice": asdict(spread(values))}
+    return found
 
 
 def main() -> None:
@@ -91,33 +136,16 @@ def main() -> None:
     torch.set_num_threads(order["threads"])
     network = load_checkpoint(Path(order["checkpoint"])).network
     slices = torch.from_numpy(np.load(order["slices"]))
-    count = len(slices) - 2
-    cases: dict[str, tuple[Run, str]] = {
-        "authors": (lambda: authors_schedule(network, slices.numpy()), "authors' schedule, PyTorch float32"),
-        "one-pass": (lambda: network.forward_stack(slices), "one pass, PyTorch float32, all slices at once"),
+    makers: dict[str, Maker] = {
+        "authors": lambda: (lambda: authors_schedule(network, slices.numpy()), "authors' schedule, PyTorch float32"),
+        "one-pass": lambda: (lambda: network.forward_stack(slices), "one pass, PyTorch float32, all slices at once"),
     }
-    found: dict[str, Any] = {}
-    makers: dict[str, Callable[[], tuple[Run, str]]] = {
+    peers: dict[str, Maker] = {
         "monai": lambda: monai_case(network, slices),
         "nnunet": lambda: nnunet_case(slices, order["spacing_mm"], order["brain_shape"]),
     }
     with torch.inference_mode():
-        for peer in order["peers"]:
-            try:
-                cases[peer] = makers[peer]()
-            except Exception as error:  # another version of theirs may have moved anything
-                found[peer] = {"skipped": f"{type(error).__name__}: {error}"}
-        for run, _ in cases.values():
-            run()
-
-        def timed(run: Run) -> float:
-            start = time.perf_counter()
-            run()
-            return (time.perf_counter() - start) / count
-
-        seconds = interleaved({name: lambda run=run: timed(run) for name, (run, _) in cases.items()}, order["repeats"])
-    for name, values in seconds.items():
-        found[name] = {"what": cases[name][1], "s_per_slice": asdict(spread(values))}
+        found = measure(makers | {name: peers[name] for name in order["peers"]}, len(slices) - 2, order["repeats"])
     print(json.dumps(found), file=answers)
 
 
