@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -192,7 +194,20 @@ def test_tables_stand_between_the_markers(quick: Result, tmp_path: Path) -> None
     assert "| authors (baseline) |" in text
     assert "old" not in text
     with pytest.raises(InputError, match="bench"):
-        with_tables("no markers", [])
+        with_tables("no markers", [path])
+
+
+@pytest.mark.parametrize("names", [[], ["README.md"]])
+def test_tables_of_no_results_are_wrong_usage(names: list[str], tmp_path: Path) -> None:
+    text = f"{BEGIN}old\n{END}"
+    (tmp_path / "README.md").write_text(text)
+    command = [sys.executable, "-m", "lesionrt.benchmarks.readme", *names]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert re.fullmatch(
+        r"error: no (README|results); expected: .* README\.md benchmarks/results/bench-\*\.json\n", found.stderr
+    )
+    assert (tmp_path / "README.md").read_text() == text
 
 
 def test_the_readmes_tables_are_those_of_the_stored_results() -> None:
