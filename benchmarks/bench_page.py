@@ -110,6 +110,8 @@ def _limit(report: dict[str, Any], measured: list[dict[str, Any]]) -> Iterator[s
         parts = [f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates["flops_per_s"].items()]
         text = f"{device}, measured with {rates['by']}: matrix products {', '.join(parts)}; memory {rates['bytes_per_s'] / 1e9:.1f} GB/s"
         yield f"<p>{escape(text)}.</p>"
+        for precision, computed in rates.get("computed_in", {}).items():
+            yield f"<p>On the {device} ONNX Runtime computes {precision} largely in {computed}: its limit is that of {computed}.</p>"
     if report["work"] is None:
         yield "<p>The graph's operations were not counted: that needs onnx and a float32 graph.</p>"
         return

@@ -16,6 +16,7 @@ import numpy as np
 SIZE = 2048  # of the square matrices: far larger than the caches' tiles, a fraction of a second on two cores
 GPU_SIZE = 8192
 STREAM_BYTES = 2**28  # of each of three arrays, so that no cache holds them
+CPU_COMPUTED_IN = {"fp16": "fp32"}  # ONNX Runtime's CPU casts most half-precision operators to float32 and back
 SECONDS = 1.0  # for which each is repeated; the best counts, because the limit is asked for
 
 
@@ -31,15 +32,17 @@ def best_seconds(run: Callable[[], Any], seconds: float = SECONDS) -> float:
 
 
 def measure(threads: int, seconds: float = SECONDS) -> dict[str, Any]:
-    """By device, ``cpu`` and ``cuda``: FLOP/s of a matrix product by precision, and bytes/s of ``a = b + 3 c``."""
+    """By device, ``cpu`` and ``cuda``: FLOP/s of a matrix product by precision, and bytes/s of ``a = b + 3 c``.
+
+    For the CPU with ``computed_in``: precisions that are computed in another one there.
+    """
     try:
         import torch
     except ImportError:
-        return {"cpu": _with_numpy(seconds)}
+        return {"cpu": {**_with_numpy(seconds), "computed_in": CPU_COMPUTED_IN}}
     torch.set_num_threads(threads)
-    return {
-        device: _with_torch(device, seconds) for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
-    }
+    found = {"cpu": {**_with_torch("cpu", seconds), "computed_in": CPU_COMPUTED_IN}}
+    return found | ({"cuda": _with_torch("cuda", seconds)} if torch.cuda.is_available() else {})
 
 
 def _with_torch(device: str, seconds: float) -> dict[str, Any]:

@@ -29,12 +29,13 @@ def roofline(work: Work, precision: str, seconds: float, rates: dict[str, Any]) 
     work
         That was done.
     precision
-        In which.
+        In which; for one that the device computes in another, that other's rate and bytes count.
     seconds
         That it took.
     rates
         Of the device, as :func:`lesionrt.benchmarks.rates.measure` gives them.
     """
+    precision = rates.get("computed_in", {}).get(precision, precision)
     rate = rates["flops_per_s"].get(precision)
     if rate is None:
         return None

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lesionrt.benchmarks.fit import power_law
 from lesionrt.benchmarks.flops import Work, model_work, slice_work
 from lesionrt.benchmarks.interleaved import interleaved, spread
+from lesionrt.benchmarks.rates import CPU_COMPUTED_IN
 from lesionrt.benchmarks.roofline import roofline
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network
@@ -111,3 +112,11 @@ def test_the_limit_is_the_slower_of_arithmetic_and_memory() -> None:
     assert slow is not None
     assert (slow["bound_by"], slow["share"]) == ("memory", 0.5)
     assert roofline(work, "int8", 1.0, rates) is None
+
+
+def test_half_precision_on_a_cpu_is_held_to_the_rate_in_which_it_is_computed() -> None:
+    rates = {"flops_per_s": {"fp32": 1e9}, "bytes_per_s": 1e9, "computed_in": CPU_COMPUTED_IN}
+    work = Work(2e9, 0.1e9)
+    half = roofline(work, "fp16", 4.0, rates)
+    assert half is not None
+    assert half == roofline(work, "fp32", 4.0, rates)
