@@ -1,6 +1,6 @@
 """A step of the `default` recipe against one of the `paper` recipe: seconds per output slice, in one run.
 
-    python -m lesionrt.benchmarks.training_steps [--steps 3] [--repeats 2]
+    python -m lesionrt.benchmarks.training_steps [--steps 3] [--repeats 2] [-o benchmarks/results/training-steps.json]
 
 Both train the full network on a phantom; their steps are taken in turns (A B A B ...) after a warm-up step each.
 A slice of `default` is 128x128 pixels, one of `paper` the whole brain: nanoseconds per output pixel are given as well.
@@ -10,6 +10,7 @@ import contextlib
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,9 @@ import numpy as np
 import torch
 import typer
 
+from lesionrt.runtime.cli.options import check_new
+from lesionrt.runtime.errors import LesionrtError
+from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.phantom import phantom
 from lesionrt.train.dataset import Scan
 from lesionrt.train.recipe import Recipe, load_recipe
@@ -48,8 +52,11 @@ def step_seconds(recipe: Recipe, scans: list[Scan], folder: Path, steps: int) ->
 def command(
     steps: Annotated[int, typer.Option(help="Timed steps a repetition.", min=1)] = 3,
     repeats: Annotated[int, typer.Option(help="Repetitions of each recipe, in turns.", min=1)] = 2,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A JSON file to write as well.")] = None,
 ) -> None:
     """Time both recipes' steps."""
+    if out is not None:
+        check_new(out, force=True)  # before minutes of training
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         flair, lesions = phantom()
@@ -74,12 +81,16 @@ def command(
     }
     ratio = report["default"]["s_per_output_slice"] / report["paper"]["s_per_output_slice"]
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(
-        json.dumps(
-            {**report, "default_over_paper": round(ratio, 3), "steps": steps, "repeats": repeats, **machine}, indent=2
-        )
-    )
+    found = {**report, "default_over_paper": round(ratio, 3), "steps": steps, "repeats": repeats, **machine}
+    text = json.dumps(found, indent=2)
+    print(text)
+    if out is not None:
+        write_atomically({out: f"{text}\n".encode()})
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    try:
+        typer.run(command)
+    except LesionrtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
