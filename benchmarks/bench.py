@@ -18,7 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from lesionrt.benchmarks.cases import BASELINE, Case, find_cases, select
+from lesionrt.benchmarks.cases import Case, find_cases, select
 from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import cores, describe, device_memory_mb
@@ -127,8 +127,8 @@ class _Bench:
         rows = [row_of(case) for case in self.cases]
         running = [one for row, case in zip(rows, self.cases, strict=True) if (one := self._start(case, row))]
         self._time_slab(running)
-        compared_with = self._compare(running)
         self._time_volumes([one for one in running if one.row["skipped"] is None])
+        compared_with = self._compare(running)  # last: the bundle's reference slices may have another shape
         for one in running:
             with self._told(one):
                 one.row.update(one.child.ask("memory"))
@@ -227,26 +227,38 @@ class _Bench:
     def _compare(self, running: list[_Running]) -> str:
         """Every case's probabilities with PyTorch's in float32; what they were compared on."""
         alive = [one for one in running if one.row["skipped"] is None]
-        authors = next((one for one in alive if one.case.name == BASELINE), None)
-        verb = "reference" if authors is None else "save"
-        files = {one.case.name: self.folder / f"{one.case.name}.npy" for one in alive}
+        reference, verb, what = self._reference(alive)
         for one in alive:
-            with self._told(one):
-                one.child.ask(verb, path=str(files[one.case.name]))
-        if authors is None:
-            known, what = load_reference(self.bundle.checked(REFERENCE)), "PyTorch float32 at export, "
-            reference, what = known.lesion, what + f"{known.source} in the bundle"
-        else:
-            reference, what = np.load(files[BASELINE]), "authors' schedule in PyTorch float32, the same slices"
-        for one in alive:
-            if one.row["skipped"] is None:
-                found = compare(reference, np.load(files[one.case.name]), self.bundle.threshold)
-                # A precision without bounds of its own is held to the loosest.
-                tolerance = TOLERANCES.get(one.case.precision, TOLERANCES["bf16"])
-                one.row["parity"] = found.as_dict()
-                one.row["findings"] = found.findings(tolerance, self.bundle.model.trained)
-                one.row["wrong"] = bool(one.row["findings"])
+            if one.case.kind == "window" and reference.shape[1:] != self.prepared.slices.shape[2:]:
+                one.row["not_compared"] = "it was exported for the volume's height and width, the reference has others"
+                continue
+            try:
+                found = compare(reference, self._probabilities(one, verb), self.bundle.threshold)
+            except UnavailableError as error:  # its times stand
+                one.row["not_compared"] = str(error)
+                continue
+            # A precision without bounds of its own is held to the loosest.
+            tolerance = TOLERANCES.get(one.case.precision, TOLERANCES["bf16"])
+            one.row["parity"] = found.as_dict()
+            one.row["findings"] = found.findings(tolerance, self.bundle.model.trained)
+            one.row["wrong"] = bool(one.row["findings"])
         return what
+
+    def _reference(self, alive: list[_Running]) -> tuple[np.ndarray, str, str]:
+        """PyTorch's probabilities, the order with which the others give theirs of the same slices, and what they are."""
+        for one in alive:  # the authors' schedule first
+            if one.case.in_pytorch and one.case.precision == "fp32":
+                with contextlib.suppress(UnavailableError):  # it is told as not compared
+                    return self._probabilities(one, "save"), "save", f"{one.case.title} float32, the same slices"
+        known = load_reference(self.bundle.checked(REFERENCE))
+        return known.lesion, "reference", f"PyTorch float32 at export, {known.source} in the bundle"
+
+    def _probabilities(self, one: _Running, verb: str) -> np.ndarray:
+        """The slab's with the verb ``save``, those of the bundle's reference slices with ``reference``."""
+        path = self.folder / f"{one.case.name}.npy"
+        one.child.ask(verb, path=str(path))
+        found: np.ndarray = np.load(path)
+        return found
 
     def _time_volumes(self, running: list[_Running]) -> None:
         """From file to files, for the cases that are fast enough; with --quick as far as the time goes."""
@@ -290,7 +302,9 @@ class _Bench:
     def _scaling(self, running: list[_Running]) -> dict[str, Any] | None:
         """Of the fastest of this toolkit's backends that is right."""
         able = [
-            one for one in running if one.case.kind == "backend" and one.row["skipped"] is None and not one.row["wrong"]
+            one
+            for one in running
+            if one.case.kind == "backend" and one.row["parity"] is not None and not one.row["wrong"]
         ]
         if not able:
             return None

@@ -35,7 +35,7 @@ def _body(report: dict[str, Any]) -> Iterator[str]:
     yield table(
         bench_table.HEAD, [("paper" if cells[-1] == "WRONG" else "", cells) for cells in bench_table.rows(report)]
     )
-    for sentence in bench_table.explanation(report):
+    for sentence in (*bench_table.explanation(report), *bench_table.not_compared(report)):
         yield f'<p class="dim">{escape(sentence)}</p>'
     measured = [row for row in report["cases"] if row["skipped"] is None]
     if measured:

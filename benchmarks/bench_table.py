@@ -29,6 +29,12 @@ def skipped(report: dict[str, Any]) -> list[list[str]]:
     return [[row["name"], row["title"], row["skipped"]] for row in report["cases"] if row["skipped"] is not None]
 
 
+def not_compared(report: dict[str, Any]) -> list[str]:
+    """A sentence for each case that was timed without a look at its probabilities."""
+    named = [(row["name"], row["not_compared"]) for row in report["cases"] if row["not_compared"] is not None]
+    return [f"{name} was not compared: {reason}" for name, reason in named]
+
+
 def explanation(report: dict[str, Any]) -> list[str]:
     """What the columns mean, in sentences."""
     slab, volume = report["slab_slices"], report["volume"]
@@ -64,7 +70,7 @@ def _cells(row: dict[str, Any], baseline: str | None) -> list[str]:
         DASH if parity is None or parity["percentile_difference"] is None else f"{parity['percentile_difference']:.1e}",
         DASH if parity is None else f"{parity['dice']:.4f}",
         DASH if roof is None else f"{roof['share']:.0%}",
-        "WRONG" if row["wrong"] else "ok",
+        "WRONG" if row["wrong"] else "not compared" if parity is None else "ok",
     ]
 
 

@@ -51,6 +51,11 @@ class Case:
         return self.kind in ("authors", "window")
 
     @property
+    def in_pytorch(self) -> bool:
+        """Computed by PyTorch itself: in float32, what the others are compared with."""
+        return self.kind in ("authors", "torch")
+
+    @property
     def warm_after_first(self) -> bool:
         """Nothing is still made when more slices come after the first: no kernels, no buffers that grow."""
         return self.window_by_window or (self.kind == "torch" and not self.compiled)

@@ -26,7 +26,7 @@ def row_of(case: Case) -> dict[str, Any]:
     more = ("times_faster_volume", "volumes_per_minute", "start_s", "first_s", "cold_s", "cold_again_s", "peak_mb")
     return {
         **known,
-        **dict.fromkeys((*later, *more, "device_mb", "parity", "roofline")),
+        **dict.fromkeys((*later, *more, "device_mb", "parity", "not_compared", "roofline")),
         "findings": [],
         "wrong": False,
     }

@@ -54,7 +54,7 @@ def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lesionrt.benchmarks.bench_table import HEAD, explanation, rows, skipped
+    from lesionrt.benchmarks.bench_table import HEAD, explanation, not_compared, rows, skipped
 
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, emoji=False, markup=False)
     shown = Table(*HEAD, box=None, pad_edge=False)
@@ -63,7 +63,8 @@ def _show(report: dict[str, Any]) -> None:
     for cells in rows(report):
         shown.add_row(*cells, style="bold red" if cells[-1] == "WRONG" else None)
     console.print(shown)
-    for sentence in (*explanation(report), *(f"note: {note}" for note in report["notes"])):
+    notes = (f"note: {note}" for note in (*report["notes"], *not_compared(report)))
+    for sentence in (*explanation(report), *notes):
         console.print(sentence)
     for row in report["cases"]:
         for finding in row["findings"]:
