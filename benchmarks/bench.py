@@ -127,11 +127,11 @@ class _Bench:
         rows = [row_of(case) for case in self.cases]
         running = [one for row, case in zip(rows, self.cases, strict=True) if (one := self._start(case, row))]
         self._time_slab(running)
+        self._note_memory(running, "peak_mb")
         self._time_volumes([one for one in running if one.row["skipped"] is None])
+        self._note_memory([one for one in running if one.row["volume"]], "peak_volume_mb")
         compared_with = self._compare(running)  # last: the bundle's reference slices may have another shape
         for one in running:
-            with self._told(one):
-                one.row.update(one.child.ask("memory"))
             one.child.close()
         if not self.request.quick:
             self._start_again(running)
@@ -223,6 +223,13 @@ class _Bench:
                 seconds = found[one.case.name]
                 one.row["slab"] = asdict(spread(seconds))
                 one.row["s_per_slice"] = one.row["slab"]["median"] / self.slab
+
+    def _note_memory(self, running: list[_Running], key: str) -> None:
+        """Each process's peak so far: of the slices, which all compute, and again of whole volumes, where they are."""
+        for one in running:
+            if one.row["skipped"] is None:
+                with self._told(one):
+                    one.row[key] = one.child.ask("memory")["peak_mb"]
 
     def _compare(self, running: list[_Running]) -> str:
         """Every case's probabilities with PyTorch's in float32; what they were compared on."""

@@ -46,7 +46,7 @@ def explanation(report: dict[str, Any]) -> list[str]:
         f"Seconds per volume are from file to files, {volume['slices']} slices; ~ marks what was not measured on the "
         f"whole volume but scaled from the {slab} slices, without reading and writing. Faster, volume: the same ratio for whole volumes.",
         "Cold start is from the process's start to the first output slice, the volume read and prepared. "
-        "Peak is the process's resident memory.",
+        f"Peak is the process's resident memory after the {slab} slices, which every case computed.",
         f"99.9th percentile of the difference and Dice of the masks are against {report['reference']}. "
         "WRONG is a case that differs by more than its precision may.",
         "Of limit: the shortest time that the machine's measured matrix rate and memory bandwidth allow for the case's own "

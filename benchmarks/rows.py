@@ -24,9 +24,10 @@ def row_of(case: Case) -> dict[str, Any]:
         "stages",
     )
     more = ("times_faster_volume", "volumes_per_minute", "start_s", "first_s", "cold_s", "cold_again_s", "peak_mb")
+    memory = ("peak_volume_mb", "device_mb")
     return {
         **known,
-        **dict.fromkeys((*later, *more, "device_mb", "parity", "not_compared", "roofline")),
+        **dict.fromkeys((*later, *more, *memory, "parity", "not_compared", "roofline")),
         "findings": [],
         "wrong": False,
     }

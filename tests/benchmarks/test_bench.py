@@ -87,6 +87,15 @@ def test_window_by_window_cases_are_scaled_and_the_fast_ones_measured_whole(quic
     assert sum(fast["stages"].values()) <= fast["volume"]["most"] + 0.01
 
 
+def test_memory_is_read_after_the_slices_and_again_after_the_volume(quick: Result) -> None:
+    for row in quick.report["cases"]:
+        if row["skipped"] is None:
+            assert (row["peak_volume_mb"] is None) == (row["volume"] is None)
+    fast = quick.row("cpu-fp32")
+    assert 30 < fast["peak_mb"] <= fast["peak_volume_mb"]  # reading, restoring and writing come on top
+    assert "peak after whole volumes, MB" in quick.page
+
+
 def test_cases_that_cannot_run_say_why(quick: Result) -> None:
     assert "not with --quick" in quick.row("torch-compile-fp32")["skipped"]
     for name in ("tensorrt", "onnx-tensorrt"):
