@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from lesionrt.benchmarks.bench_table import RESTORED
 from lesionrt.benchmarks.cases import Case, find_cases, select
 from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.interleaved import interleaved, spread
@@ -27,7 +28,7 @@ from lesionrt.benchmarks.rows import finite, relate, row_of
 from lesionrt.benchmarks.scaling import Points, scaling
 from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
-from lesionrt.runtime.errors import CheckpointError, UnavailableError
+from lesionrt.runtime.errors import BundleError, CheckpointError, UnavailableError
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.parity import TOLERANCES, compare, load_reference
 from lesionrt.runtime.phantom import phantom
@@ -53,7 +54,7 @@ class Request:
     flair
         A volume; None for a phantom.
     checkpoint
-        The bundle's, for the cases in PyTorch and as the reference.
+        The bundle's, for the cases in PyTorch and as the reference; None to restore it from the bundle.
     repeats
         Timed rounds.
     threads
@@ -95,8 +96,12 @@ def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
     if request.checkpoint is not None and not request.checkpoint.is_file():
         raise CheckpointError(f"{request.checkpoint}: no such checkpoint")
     bundle = load_bundle(request.model)
-    cases = select(find_cases(bundle, request.checkpoint, request.quick), list(request.names))
     with tempfile.TemporaryDirectory(prefix="lesionrt-bench-") as name, contextlib.ExitStack() as stack:
+        lacking = None
+        if request.checkpoint is None:
+            restored, lacking = _restore(bundle, Path(name))
+            request = replace(request, checkpoint=restored)
+        cases = select(find_cases(bundle, request.checkpoint, request.quick, lacking), list(request.names))
         return _Bench(request, bundle, cases, Path(name), stack, say).run()
 
 
@@ -358,11 +363,12 @@ class _Bench:
 
     def _described(self) -> dict[str, Any]:
         checkpoint, height_width = self.request.checkpoint, list(self.prepared.slices.shape[2:])
+        restored = checkpoint is not None and checkpoint.parent == self.folder
         exported = self.bundle.manifest["checkpoint"]["sha256"]
         notes = []
         if not self.bundle.model.trained:
             notes.append("the model has random weights: its masks mean nothing and are not judged")
-        if checkpoint is not None and sha256(checkpoint) != exported:
+        if checkpoint is not None and not restored and sha256(checkpoint) != exported:
             notes.append(f"{checkpoint} is not the checkpoint that the bundle was exported from")
         return {
             "schema": SCHEMA,
@@ -370,6 +376,7 @@ class _Bench:
             "lesionrt": version("lesionrt"),
             "machine": describe(),
             "model": {**self.bundle.model.as_dict(), "sha256": self.bundle.sha256},
+            "checkpoint": None if checkpoint is None else RESTORED if restored else checkpoint.name,
             "volume": {
                 "name": "phantom" if self.request.flair is None else self.request.flair.name,
                 "sha256": self.volume.sha256,
@@ -383,6 +390,21 @@ class _Bench:
             "threads": self.threads,
             "notes": notes,
         }
+
+
+def _restore(bundle: Bundle, folder: Path) -> tuple[Path | None, str | None]:
+    """A bundle's checkpoint in a folder, or why it has none."""
+    if find_spec("torch") is None or find_spec("onnx") is None:
+        return None, "needs PyTorch and onnx. Run: pip install 'lesionrt[export]'"
+    from lesionrt.export.restore import restore_checkpoint
+    from lesionrt.train.checkpoint import save_checkpoint
+
+    path = folder / "restored.pt"
+    try:
+        save_checkpoint(restore_checkpoint(bundle), path)
+    except BundleError as error:
+        return None, f"needs the checkpoint: give --reference checkpoint.pt; it cannot be restored: {error}"
+    return path, None
 
 
 def _write_phantom(folder: Path) -> Path:

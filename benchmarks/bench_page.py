@@ -73,6 +73,7 @@ def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "libraries", ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     yield "model", f"{model['name']} {model['version']} (bundle {model['sha256'][:12]}…)"
     size = "×".join(map(str, volume["height_width"]))
+    yield "checkpoint", report["checkpoint"] or "none"
     yield "volume", f"{volume['name']}: {volume['slices']} slices of {size} (sha256 {volume['sha256'][:12]}…)"
     yield "kind", "quick" if report["quick"] else "full"
 

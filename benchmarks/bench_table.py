@@ -3,6 +3,7 @@
 from typing import Any
 
 DASH = "–"
+RESTORED = "restored from the bundle"  # a report's checkpoint where none was given
 HEAD = (
     *(
         "Case",
@@ -39,7 +40,9 @@ def explanation(report: dict[str, Any]) -> list[str]:
     """What the columns mean, in sentences."""
     slab, volume = report["slab_slices"], report["volume"]
     size = "x".join(map(str, volume["height_width"]))
+    whence = ["The cases in PyTorch and the plain window export use the checkpoint that was restored from the bundle."]
     return [
+        *(whence if report["checkpoint"] == RESTORED else []),
         f"Seconds per slice are of the network alone, measured on {slab} slices of {size}, the median of "
         f"up to {report['repeats']} interleaved rounds after a warm-up; spread is least to most. Times faster is against "
         f"{report['baseline']}, on the same slices in the same run.",

@@ -61,9 +61,9 @@ class Case:
         return self.window_by_window or (self.kind == "torch" and not self.compiled)
 
 
-def find_cases(bundle: Bundle, checkpoint: Path | None, quick: bool) -> list[Case]:
-    """All cases for a bundle and, where there is one, its checkpoint."""
-    return [*_of_checkpoint(checkpoint, quick), *_of_backends(bundle), *_of_provider(bundle)]
+def find_cases(bundle: Bundle, checkpoint: Path | None, quick: bool, lacking: str | None = None) -> list[Case]:
+    """All cases for a bundle and its checkpoint; where there is none, `lacking` says why."""
+    return [*_of_checkpoint(checkpoint, quick, lacking), *_of_backends(bundle), *_of_provider(bundle)]
 
 
 def select(cases: list[Case], names: list[str]) -> list[Case]:
@@ -80,7 +80,7 @@ def select(cases: list[Case], names: list[str]) -> list[Case]:
     return [case for case in cases if not names or case.name in names]
 
 
-def _of_checkpoint(checkpoint: Path | None, quick: bool) -> Iterator[Case]:
+def _of_checkpoint(checkpoint: Path | None, quick: bool, lacking: str | None) -> Iterator[Case]:
     found = [
         Case(BASELINE, "authors' schedule, PyTorch", "fp32", "authors"),
         Case("window-onnx", "window network exported plainly, ONNX Runtime", "fp32", "window"),
@@ -89,9 +89,8 @@ def _of_checkpoint(checkpoint: Path | None, quick: bool) -> Iterator[Case]:
         Case("torch-compile-fp32", "one pass, torch.compile", "fp32", "torch", compiled=True),
         Case("torch-compile-bf16", "one pass, torch.compile, autocast", "bf16", "torch", compiled=True),
     ]
-    lacking = None
     if checkpoint is None:
-        lacking = "needs the checkpoint: give --reference checkpoint.pt"
+        lacking = lacking or "needs the checkpoint: give --reference checkpoint.pt"
     elif find_spec("torch") is None:
         lacking = "PyTorch is not installed. Run: pip install 'lesionrt[export]'"
     for case in found:

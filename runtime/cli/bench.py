@@ -22,7 +22,11 @@ def command(
     *,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
     reference: Annotated[
-        Path | None, typer.Option(help="The bundle's checkpoint (.pt), for the cases in PyTorch and as the truth.")
+        Path | None,
+        typer.Option(
+            help="The bundle's checkpoint (.pt), for the cases in PyTorch and as the truth.",
+            show_default="restored from the bundle",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="In under five minutes on two cores.")] = False,
     repeats: Annotated[int | None, typer.Option(help="Timed rounds.", min=1, show_default="3, with --quick 2")] = None,

@@ -150,8 +150,20 @@ def test_a_wrong_case_is_shown_as_wrong_everywhere(bench: Any, tampered: Path) -
     assert "<b>WRONG</b>: cpu-fp32" in found.page
     assert "WRONG" in readme_table(found.report)
     assert "--reference checkpoint.pt" in found.row("authors")["skipped"]  # and then the bundle's own slices judge
+    assert found.report["checkpoint"] is None  # the changed weights do not give what PyTorch gave at export
     assert found.report["reference"].endswith("in the bundle")
     assert found.report["baseline"] == "cpu-fp32"
+
+
+def test_without_a_checkpoint_it_is_restored_from_the_bundle(bench: Any, tiny_bundle: Path) -> None:
+    found = bench(tiny_bundle, "--repeats", 1, "--case", "authors", "--case", "cpu-fp32")
+    assert found.report["checkpoint"] == "restored from the bundle"
+    assert found.row("authors")["skipped"] is None
+    assert found.report["baseline"] == "authors"
+    assert found.row("cpu-fp32")["parity"]["percentile_difference"] <= 1e-4
+    for text in (found.screen, found.page):
+        assert "restored from the bundle" in text
+        assert "is not the checkpoint" not in text
 
 
 def test_an_unknown_case_is_wrong_usage(run: Any, tiny_bundle: Path, small_flair: Path, tmp_path: Path) -> None:

@@ -2,23 +2,21 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 
 from lesionrt.export.reference import window_probabilities
+from lesionrt.export.restore import restore_checkpoint
 from lesionrt.export.weights import read_graph
 from lesionrt.runtime.backends import open_backend
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.prepare import prepare_volume
 from lesionrt.runtime.volume import read_flair
-from lesionrt.train.model import Network, NetworkConfig
 
 MEMORY = """
 import sys
@@ -59,15 +57,9 @@ def test_every_graph_takes_its_weights_from_the_first_one(
     }
 
 
-def test_12_slices_of_a_real_scan_through_the_full_network(
-    shared: Path, full_bundle: Path, weights: dict[str, np.ndarray]
-) -> None:
+def test_12_slices_of_a_real_scan_through_the_full_network(shared: Path, full_bundle: Path) -> None:
     bundle = load_bundle(full_bundle)
-    network = Network(replace(NetworkConfig(**bundle.manifest["network"]), input_channels=1)).eval()
-    state = {name: torch.from_numpy(weights[name].copy()) for name in network.state_dict() if name in weights}
-    state["first.weight"] = torch.from_numpy(weights["sum_1"].copy())  # over the repeated grey channels
-    assert not [name for name in network.state_dict() if name not in state and "num_batches" not in name]
-    network.load_state_dict(state, strict=False)
+    network = restore_checkpoint(bundle).network
     flair = read_flair(shared / "data" / "lit" / "p07" / "flair.nii.gz")
     slices = prepare_volume(flair, flair.data != 0, bundle.preparation, bundle.size_multiple).slices[50:64]
     reference = window_probabilities(network, slices)
