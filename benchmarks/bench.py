@@ -23,7 +23,7 @@ from lesionrt.benchmarks.cases import Case, find_cases, select
 from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import cores, describe, device_memory_mb
-from lesionrt.benchmarks.roofline import roofline, stack_work
+from lesionrt.benchmarks.roofline import Work, roofline, slab_in_volume, stack_work
 from lesionrt.benchmarks.rows import finite, relate, row_of
 from lesionrt.benchmarks.scaling import Points, scaling
 from lesionrt.benchmarks.worker import Order
@@ -131,7 +131,7 @@ class _Bench:
         rates, work = self._rates(), self._work()
         rows = [row_of(case) for case in self.cases]
         running = [one for row, case in zip(rows, self.cases, strict=True) if (one := self._start(case, row))]
-        self._time_slab(running)
+        self._time_slab(running, work)
         self._note_memory(running, "peak_mb")
         self._time_volumes([one for one in running if one.row["skipped"] is None])
         self._note_memory([one for one in running if one.row["volume"]], "peak_volume_mb")
@@ -219,7 +219,7 @@ class _Bench:
             return float(answer["seconds"])
         return None
 
-    def _time_slab(self, running: list[_Running]) -> None:
+    def _time_slab(self, running: list[_Running], work: dict[str, Any] | None) -> None:
         self.say(f"{self.slab} slices, {self.request.repeats} rounds of {len(running)} cases")
         rounds = {one.case.name: partial(self._asked, one, "slab") for one in running}
         found = interleaved(rounds, self.request.repeats, self.deadline)
@@ -227,7 +227,14 @@ class _Bench:
             if one.case.name in found:
                 seconds = found[one.case.name]
                 one.row["slab"] = asdict(spread(seconds))
-                one.row["s_per_slice"] = one.row["slab"]["median"] / self.slab
+                one.row["s_per_slice"] = one.row["slab"]["median"] * self._share(one.case.kind, work)
+
+    def _share(self, kind: str, work: dict[str, Any] | None) -> float:
+        """A slice of a whole volume's share in the slab's time."""
+        if work is None:  # the slices beside the slab count as a whole volume's would: too much
+            return 1 / self.slab
+        total = len(self.prepared.brain)
+        return slab_in_volume(kind, Work(**work["encode"]), Work(**work["decode"]), self.slab, total) / total
 
     def _note_memory(self, running: list[_Running], key: str) -> None:
         """Each process's peak so far: of the slices, which all compute, and again of whole volumes, where they are."""
@@ -351,8 +358,6 @@ class _Bench:
     def _limits(self, running: list[_Running], rates: dict[str, Any], work: dict[str, Any] | None) -> None:
         if work is None:
             return
-        from lesionrt.benchmarks.flops import Work
-
         encode, decode = Work(**work["encode"]), Work(**work["decode"])
         for one in running:
             row = one.row

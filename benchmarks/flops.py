@@ -2,41 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from lesionrt.benchmarks.roofline import Work
 from lesionrt.runtime.errors import BundleError
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Work:
-    """Of the operators that multiply matrices.
-
-    Attributes
-    ----------
-    flops
-        A multiplication and an addition are two.
-    elements
-        Values that they read and write, weights included: what must pass through memory if every other operator
-        is fused into them.
-    """
-
-    flops: float
-    elements: float
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.elements + other.elements)
-
-    def __sub__(self, other: "Work") -> "Work":
-        return Work(self.flops - other.flops, self.elements - other.elements)
-
-    def __mul__(self, factor: float) -> "Work":
-        return Work(factor * self.flops, factor * self.elements)
 
 
 def _conv(data: Shape, weight: Shape, result: Shape) -> int:

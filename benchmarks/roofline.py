@@ -1,10 +1,35 @@
 """How near a case comes to what the machine can do."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from lesionrt.benchmarks.flops import Work
-
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of the operators that multiply matrices.
+
+    Attributes
+    ----------
+    flops
+        A multiplication and an addition are two.
+    elements
+        Values that they read and write, weights included: what must pass through memory if every other operator
+        is fused into them.
+    """
+
+    flops: float
+    elements: float
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.flops + other.flops, self.elements + other.elements)
+
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(self.flops - other.flops, self.elements - other.elements)
+
+    def __mul__(self, factor: float) -> "Work":
+        return Work(factor * self.flops, factor * self.elements)
 
 
 def stack_work(kind: str, encode: Work, decode: Work, slices: int) -> Work:
@@ -19,6 +44,16 @@ def stack_work(kind: str, encode: Work, decode: Work, slices: int) -> Work:
     if kind == "window":
         return encode * (3 * slices) + decode * slices
     return encode * (slices + 2) + decode * slices
+
+
+def slab_in_volume(kind: str, encode: Work, decode: Work, slab: int, slices: int) -> float:
+    """How much more work a whole volume is than a slab of it: one pass encodes two slices more, of either.
+
+    >>> one = Work(1, 1)
+    >>> [slab_in_volume(kind, one, one, 10, 100) for kind in ("authors", "backend")]
+    [10.0, 9.181818181818182]
+    """
+    return stack_work(kind, encode, decode, slices).flops / stack_work(kind, encode, decode, slab).flops
 
 
 def roofline(work: Work, precision: str, seconds: float, rates: dict[str, Any]) -> dict[str, Any] | None:

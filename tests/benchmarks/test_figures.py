@@ -1,5 +1,7 @@
 """What the benchmark computes from its measurements, against numbers worked out by hand."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,10 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lesionrt.benchmarks.fit import power_law
-from lesionrt.benchmarks.flops import Work, model_work, slice_work
+from lesionrt.benchmarks.flops import model_work, slice_work
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.rates import CPU_COMPUTED_IN
-from lesionrt.benchmarks.roofline import roofline
+from lesionrt.benchmarks.roofline import Work, roofline
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network
 
@@ -120,3 +122,8 @@ def test_half_precision_on_a_cpu_is_held_to_the_rate_in_which_it_is_computed() -
     half = roofline(work, "fp16", 4.0, rates)
     assert half is not None
     assert half == roofline(work, "fp32", 4.0, rates)
+
+
+def test_it_starts_without_torch_and_onnx() -> None:
+    program = "import sys; sys.modules['onnx'] = sys.modules['torch'] = None; import lesionrt.benchmarks.bench_page, lesionrt.benchmarks.bench"
+    subprocess.run([sys.executable, "-c", program], check=True)
