@@ -82,7 +82,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_a_small_network_learns_two_phantoms_by_heart(scans: list[Scan], tmp_path: Path) -> None:
     settings = [*SMALL, "slabs=4", "size=64", "steps=160", "epoch_steps=40", "warm_up=10", "precision=float32"]
-    plain = [f"augmentation.{name}=false" for name in load_recipe("default").as_dict()["augmentation"]]
+    plain = [f"augmentation.{name}=0" for name in load_recipe("default").as_dict()["augmentation"]]
     recipe = load_recipe(
         "default", [*settings, *plain, "learning_rate=0.01", "average=0.9", "network.dropout=0.0", "lesion_centred=1.0"]
     )
@@ -294,7 +294,7 @@ def test_a_steps_slabs_come_from_as_many_patients_as_there_are(scans: list[Scan]
     for number, scan in enumerate(prepared):
         scan.slices[:] = number  # so that a slab tells where it is from
         scan.brain[:] = True
-    plain = replace(recipe, augmentation=Augmentation(**dict.fromkeys(recipe.as_dict()["augmentation"], False)))
+    plain = replace(recipe, augmentation=Augmentation(**dict.fromkeys(recipe.as_dict()["augmentation"], 0.0)))
     samples = Slabs(prepared, plain, [])
     orders = set()
     for step in range(8):
