@@ -53,6 +53,27 @@ def test_image_and_lesions_stay_aligned(scan: PreparedScan, name: str) -> None:
     assert seen > 20
 
 
+@pytest.mark.parametrize("names", [("flip",), ("rotate_scale",), ("deform",), ("flip", "rotate_scale", "deform")])
+def test_image_and_lesions_are_moved_alike_to_the_pixel(names: tuple[str, ...]) -> None:
+    lesions = np.zeros((16, 64, 64), bool)
+    for number, image in enumerate(lesions):  # an L that moves from slice to slice, so that no flip maps it to itself
+        image[20:44, 12 + number : 20 + number] = image[36:44, 12 + number : 32 + number] = True
+    image = np.where(lesions, 6, 0).astype(np.float16)
+    scan = PreparedScan("a_1", "a", image, np.ones_like(lesions), lesions, np.zeros(3), 6.0)
+    chosen = replace(NONE, **dict.fromkeys(names, 0.5 if names == ("flip",) else 1.0))
+    for seed in range(10):
+        slab = cut(scan, np.array([8, 32, 32]), 4, 64, chosen, [], np.random.default_rng(seed))
+        bright = slab.slices > 3
+        assert agreement(bright, slab.lesions) >= 0.97
+        for axis in range(3):  # as much as one voxel beside it is told
+            assert agreement(bright, np.roll(slab.lesions, 1, axis)) < 0.97
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Share of the voxels in either mask that both hold."""
+    return float((one & other).sum() / (one | other).sum())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_share_changes_some_slab_and_the_seed_decides(scan: PreparedScan, name: str) -> None:
     chosen = Augmentation(**{key: float(key == name) for key in NAMES})
