@@ -10,11 +10,11 @@ from typing import Any
 
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
-from lesionrt.runtime.metrics import summarise
+from lesionrt.runtime.metrics import MEASURES, summarise
 from lesionrt.train import published
 from lesionrt.train.cache import contents
 from lesionrt.train.dataset import Scan, paper_folds, patient_folds
-from lesionrt.train.evaluation import GROUPS, evaluate, plain
+from lesionrt.train.evaluation import FIELD, GROUPS, evaluate, plain
 from lesionrt.train.evaluation_page import evaluation_page
 from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import Recipe
@@ -264,8 +264,20 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        scans = content["scans"]
+        whole = bool(scans) and all(
+            "mean" in content["summary"][group][name] and all("name" in scan and name in scan[group] for scan in scans)
+            for group in GROUPS
+            for name in (FIELD if group == "field" else MEASURES)
+        )
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not readable ({error}); remove it to evaluate the fold again") from error
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DatasetError(
+            f"{path}: lacks scans or measures of them; expected an evaluation: remove it to evaluate the fold again"
+        )
     return content
 
 

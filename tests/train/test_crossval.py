@@ -172,6 +172,18 @@ def result(fold: Fold, dice: float, other: float | None = None) -> FoldResult:
     return FoldResult(fold, {"scans": [scan], "summary": summary}, away)
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"scans": [], "summary": {}}', '{"scans": [{}], "summary": null}'])
+def test_a_damaged_fold_is_named_with_what_to_do(recipe: Recipe, tmp_path: Path, text: str) -> None:
+    fold = plan_folds(scans_of("ab"), recipe, tmp_path)[0]
+    path = fold.folder / "evaluation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result(fold, 0.5).own))
+    assert read_results([fold])[0].mean("field", "lesion_f1") == 0.5
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=r"evaluation\.json: .*remove it to evaluate the fold again"):
+        read_results([fold])
+
+
 def rows_of(text: str, kind: str) -> list[list[str]]:
     """Cells of a page's table rows of one kind."""
     rows = re.findall(rf"<tr class='{kind}'>(.*?)</tr>", text)
