@@ -1,7 +1,6 @@
 """Training: it learns, it stops and goes on, and several processes do what one would."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from lesionrt.train.weights import initialise
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL = ["network.growth_rate=4", "network.layers=2", "network.levels=2", "network.first_channels=8"]
+REVERSED = np.array([[-1, 0, 0, 47], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # the phantoms' first axis
 FAST = [*SMALL, "slabs=2", "size=32", "epoch_steps=2", "steps=4", "warm_up=1", "precision=float32"]
 
 
@@ -281,11 +281,29 @@ def test_a_scan_that_is_not_trained_on_gives_no_lesions_to_paint(
     table: Path, tmp_path: Path, run: Run, how: str
 ) -> None:
     (tmp_path / "donors").mkdir()
-    shutil.copy(table.parent / "1_mask.nii.gz", tmp_path / "donors")
+    mask = nib.load(table.parent / "1_mask.nii.gz")
+    if how == "--without":  # stored in another way
+        mask = nib.Nifti1Image(np.asarray(mask.dataobj)[::-1] * np.float32(255), mask.affine @ REVERSED)
+    nib.save(mask, tmp_path / "donors" / "mask.nii")
     options = [part for text in [*FAST, f"donors={tmp_path / 'donors'}"] for part in ("--set", text)]
     found = run("train", table, "-o", tmp_path / "run", how, "patient1", *options, code=3)
-    assert "not trained on" in found.stderr
+    assert "mask.nii: holds the lesions of patient1_1, which is not trained on" in found.stderr
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_donors_are_part_of_what_a_run_is(scans: list[Scan], tmp_path: Path) -> None:
+    for seed in (2, 3):
+        _, lesions = phantom((48, 56, 40), seed)
+        nib.save(nib.Nifti1Image(lesions.astype(np.uint8), np.eye(4)), tmp_path / f"{seed}.nii")
+    (tmp_path / "donors").mkdir()
+    (tmp_path / "2.nii").rename(tmp_path / "donors" / "2.nii")
+    recipe = load_recipe("default", [*FAST, f"donors={tmp_path / 'donors'}"])
+    path = train(recipe, scans[:1], [], tmp_path / "run")
+    expected = "patient0_1; donor masks: 1"
+    assert load_checkpoint(path).model.training_data == expected
+    (tmp_path / "3.nii").rename(tmp_path / "donors" / "3.nii")
+    with pytest.raises(DatasetError, match=r"run\.json: the run to resume has another donors"):
+        train(recipe, scans[:1], [], tmp_path / "run", resume=True)
 
 
 def test_a_steps_slabs_come_from_as_many_patients_as_there_are(scans: list[Scan], tmp_path: Path) -> None:
