@@ -107,6 +107,16 @@ def plan_folds(
     ]
 
 
+def folds_of_folder(
+    planned: Sequence[Fold], scans: Sequence[Scan], recipe: Recipe, out: Path, kind: str, ablation: bool
+) -> list[Fold]:
+    """What a summary is about: every fold of the kind, whichever of them are `planned` now, and all that were finished before."""
+    folders = {fold.folder for fold in (*planned, *plan_folds(scans, recipe, out, kind, ablation=ablation))}
+    numbers = [fold.number for fold in plan_folds(scans, recipe, out, kind)]
+    every = plan_folds(scans, recipe, out, kind, numbers, ablation=True)
+    return [fold for fold in every if fold.folder in folders or (fold.folder / f"{OWN}.json").exists()]
+
+
 def _fold(number: int, split: Split, recipe: Recipe, attention: bool, convlstm: bool, out: Path) -> Fold:
     network = replace(recipe.network, attention=attention, convlstm=convlstm)
     folder = published.variant_name(attention, convlstm).lower().replace(" + ", "-")

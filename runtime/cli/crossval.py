@@ -58,7 +58,9 @@ def command(
     if folds == "paper":
         slices = fold_slices(paper_folds(scans), {scan.name: lesion_slices(scan) for scan in scans})
         print("\n".join(fold_lines(slices)), file=sys.stderr)
-    crossval.check_plan(planned, resolved, scans, other[1] if other else (), out)
+    whole = crossval.folds_of_folder(planned, scans, resolved, out, folds, ablation)
+    crossval.check_plan(whole, resolved, scans, other[1] if other else (), out)
+    crossval.read_results(whole)  # a damaged one is told before hours of training
     for number, one in enumerate(planned, 1):
         before = f"[{number}/{len(planned)}] {one.variant}, fold {one.number}: "
 
@@ -66,11 +68,11 @@ def command(
             print(before + text, file=sys.stderr, flush=True)
 
         crossval.run_fold(one, dataset, out / "cache", other, say)
-        results = crossval.read_results(planned)
+        results = crossval.read_results(whole)
         content = {
             "json": crossval.summary_json(dataset, resolved, results),
             "csv": crossval.summary_csv(results),
-            "html": crossval_page(dataset, planned, results, folds == "paper", slices),
+            "html": crossval_page(dataset, whole, results, folds == "paper", slices),
         }
         targets = {ending: out / f"{crossval.SUMMARY}.{ending}" for ending in content}
         write_atomically({targets[ending]: text.encode() for ending, text in content.items()})

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from lesionrt.runtime.cli.crossval import command
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, UsageError
 from lesionrt.runtime.metrics import MEASURES
-from lesionrt.train import published
+from lesionrt.train import crossval, published
 from lesionrt.train.crossval import (
     Fold,
     FoldResult,
@@ -182,6 +183,35 @@ def test_a_damaged_fold_is_named_with_what_to_do(recipe: Recipe, tmp_path: Path,
     path.write_text(text)
     with pytest.raises(DatasetError, match=r"evaluation\.json: .*remove it to evaluate the fold again"):
         read_results([fold])
+
+
+@pytest.fixture
+def finish(monkeypatch: pytest.MonkeyPatch) -> list[Fold]:
+    """The folds that the command would have trained: each is given a result at once."""
+    asked: list[Fold] = []
+
+    def finished(fold: Fold, *_: object) -> None:
+        asked.append(fold)
+        fold.folder.mkdir(parents=True, exist_ok=True)
+        (fold.folder / "evaluation.json").write_text(json.dumps(result(fold, fold.number / 10).own))
+
+    monkeypatch.setattr(crossval, "run_fold", finished)
+    return asked
+
+
+def test_one_fold_more_is_summarised_with_those_that_were_finished(
+    small_dataset: Path, tmp_path: Path, finish: list[Fold]
+) -> None:
+    command(small_dataset, tmp_path, settings=list(FAST), fold=[2])
+    assert "1 of 2 trainings are not finished" in (tmp_path / "crossval.html").read_text()
+    command(small_dataset, tmp_path, settings=list(FAST), fold=[1])
+    assert "not finished" not in (tmp_path / "crossval.html").read_text()
+    (variant,) = json.loads((tmp_path / "crossval.json").read_text())["variants"]
+    assert [fold["fold"] for fold in variant["folds"]] == [1, 2]
+    assert variant["summary"]["whole_volume"]["dice"]["mean"] == pytest.approx(0.15)
+    command(small_dataset, tmp_path, settings=list(FAST), fold=[1], ablation=True, evaluate_on=None)
+    assert "3 of 8 trainings are not finished" in (tmp_path / "crossval.html").read_text()
+    assert len(finish) == 2 + 4
 
 
 def rows_of(text: str, kind: str) -> list[list[str]]:
