@@ -196,9 +196,16 @@ def _names(fold: Fold) -> dict[str, list[str]]:
 
 
 def run_fold(
-    fold: Fold, dataset: Path, cache: Path, other: tuple[Path, Sequence[Scan]] | None = None, say: Say = lambda _: None
+    fold: Fold,
+    dataset: Path,
+    cache: Path,
+    other: tuple[Path, Sequence[Scan]] | None = None,
+    say: Say = lambda _: None,
+    left_out: Sequence[Scan] = (),
 ) -> None:
     """Train what is not trained yet and evaluate what is not evaluated yet.
+
+    Lesions of the scans that are left out are not painted into others either.
 
     Raises
     ------
@@ -222,7 +229,7 @@ def run_fold(
                 say,
                 name=model,
                 cache=cache,
-                left_out=fold.test,
+                left_out=[*fold.test, *left_out],
             )
         except Interrupted as error:
             message = f"{model}: stopped, its state is written; the same command continues it"

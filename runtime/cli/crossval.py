@@ -51,7 +51,12 @@ def command(
         from lesionrt.train.recipe import load_recipe
 
     resolved = load_recipe(recipe, settings or ())
-    scans = read_dataset(dataset)
+    table = read_dataset(dataset)
+    scans = [scan for scan in table if scan.split != "test"]
+    left_out = [scan for scan in table if scan.split == "test"]
+    if left_out:
+        named = ", ".join(scan.name for scan in left_out)
+        print(f"note: {len(left_out)} scans of the split test are left out: {named}", file=sys.stderr)
     other = None if evaluate_on is None else (evaluate_on, read_dataset(evaluate_on))
     planned = crossval.plan_folds(scans, resolved, out, folds, fold or (), ablation)
     slices = None
@@ -67,7 +72,7 @@ def command(
         def say(text: str, before: str = before) -> None:
             print(before + text, file=sys.stderr, flush=True)
 
-        crossval.run_fold(one, dataset, out / "cache", other, say)
+        crossval.run_fold(one, dataset, out / "cache", other, say, left_out)
         results = crossval.read_results(whole)
         content = {
             "json": crossval.summary_json(dataset, resolved, results),

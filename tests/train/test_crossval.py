@@ -214,6 +214,17 @@ def test_one_fold_more_is_summarised_with_those_that_were_finished(
     assert len(finish) == 2 + 4
 
 
+def test_scans_of_the_split_test_are_left_out(
+    small_dataset: Path, tmp_path: Path, finish: list[Fold], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = [*read_dataset(small_dataset), replace(read_dataset(small_dataset)[0], patient="c", split="test")]
+    rows = [f"{scan.flair},{scan.mask},{scan.patient},{scan.time},{scan.split or ''}" for scan in scans]
+    (tmp_path / "scans.csv").write_text("\n".join(["flair,mask,patient,time,split", *rows]))
+    command(tmp_path / "scans.csv", tmp_path / "out", settings=list(FAST))
+    assert [names(fold) for fold in finish] == [("b_1", "", "a_1 a_2"), ("a_1 a_2", "", "b_1")]
+    assert "note: 1 scans of the split test are left out: c_1" in capsys.readouterr().err
+
+
 def rows_of(text: str, kind: str) -> list[list[str]]:
     """Cells of a page's table rows of one kind."""
     rows = re.findall(rf"<tr class='{kind}'>(.*?)</tr>", text)
