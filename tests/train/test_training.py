@@ -19,6 +19,8 @@ from lesionrt.train.augment import Augmentation
 from lesionrt.train.cache import load_scan
 from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
 from lesionrt.train.dataset import Scan, read_dataset
+from lesionrt.train.evaluation import evaluate_scan
+from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.loss import loss_of
 from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
@@ -92,6 +94,8 @@ def test_a_small_network_learns_two_phantoms_by_heart(scans: list[Scan], tmp_pat
     rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
     assert float(rows[-1].split(",")[4]) > 0.9  # Dice of the last epoch's training slabs
     assert load_checkpoint(path).model.training_data == "patient0_1, patient1_1"
+    with CheckpointModel(path) as model:  # what was kept, on whole volumes as the runtime prepares them
+        assert min(evaluate_scan(scan, model).in_volume.dice for scan in scans) > 0.85
     assert (tmp_path / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
