@@ -28,14 +28,11 @@ SCALE = 1.25
 DEFORMATION_PX, DEFORMATION_KNOTS = 3.0, 5
 THICKEST_MM = 5
 TRANSPLANT_SHIFT_MM = 8.0
-TRANSPLANT_SHARE = 0.4  # of slabs
 TISSUE_OVER = -1.5  # a lesion is painted where the brain is brighter than fluid
 LEAST_OPACITY = 0.6
 LEAST_CONTRAST = 1.0  # robust deviations by which a painted lesion is brighter than what it covers
 SMALLEST_TRANSPLANT = 3  # voxels
-SHARPNESS_SHARE = 0.7  # of slabs
 SHARPEST = 1.5  # times what blurring takes away is added
-CONTRAST_SHARE = 0.4  # of slabs
 PALEST_LESION = 1.2  # robust deviations: as bright as the brightest grey matter
 IN_PLANE = (0.0, 1.5, 1.5)  # pixels over which tissue's level is told from its noise
 LESION_GROUND = 0.3  # between white and grey matter: what lesions fade towards
@@ -43,19 +40,19 @@ LESION_GROUND = 0.3  # between white and grey matter: what lesions fade towards
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is varied; each can be switched off."""
+    """What is varied, each in a share of the slabs: 0 for never, 1 for always; `flip` counts for each of the three axes."""
 
-    flip: bool = True
-    rotate_scale: bool = True
-    deform: bool = True
-    bias: bool = True
-    gamma: bool = True
-    noise: bool = True
-    thickness: bool = True
-    intensity: bool = True
-    sharpness: bool = True
-    contrast: bool = True
-    transplant: bool = True
+    flip: float = 0.5
+    rotate_scale: float = 1.0
+    deform: float = 0.5
+    bias: float = 0.5
+    gamma: float = 0.5
+    noise: float = 0.5
+    thickness: float = 0.25
+    intensity: float = 1.0
+    sharpness: float = 0.7
+    contrast: float = 0.4
+    transplant: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -142,17 +139,17 @@ def cut(
     order = np.arange(centre[0] - count // 2 - margin, centre[0] - count // 2 + count + margin)
     inside = np.clip(order, 0, len(scan.slices) - 1)  # the first and last slice repeat, as at the volume's ends
     stack, brain, lesions = scan.slices[inside].astype(np.float32), scan.brain[inside], scan.lesions[inside]
-    if augmentation.transplant and donors and rng.random() < TRANSPLANT_SHARE:
+    if donors and rng.random() < augmentation.transplant:
         donor = donors[rng.integers(len(donors))]
         stack, lesions = transplant(stack, brain, lesions, scan, int(order[0]), donor, rng)
-    if augmentation.contrast and rng.random() < CONTRAST_SHARE:
+    if rng.random() < augmentation.contrast:
         stack = fade(stack, lesions, scan.lesion_z, rng.uniform(min(PALEST_LESION, scan.lesion_z), scan.lesion_z))
 
-    weights = _slice_weights(len(order), margin, count, augmentation.thickness, rng)
+    weights = _slice_weights(len(order), margin, count, rng.random() < augmentation.thickness, rng)
     stack, share = _of_brain(stack, brain, lambda values: np.tensordot(weights, values, 1))
     brain, lesions = brain[margin : margin + count] & (share > 0), lesions[margin : margin + count]
     places = _places(centre[1:], size, augmentation, rng)
-    if augmentation.flip and rng.random() < 0.5:
+    if rng.random() < augmentation.flip:
         stack, brain, lesions = stack[::-1], brain[::-1], lesions[::-1]
 
     slices, share = _of_brain(stack, brain, lambda values: _warp(values, places))
@@ -224,10 +221,10 @@ def _window(mask: Mask, start: NDArray[np.int_], shape: tuple[int, ...]) -> Mask
     return window
 
 
-def _slice_weights(total: int, margin: int, count: int, vary: bool, rng: np.random.Generator) -> Array:
+def _slice_weights(total: int, margin: int, count: int, thicken: bool, rng: np.random.Generator) -> Array:
     """(count, total): how the slab's slices are made of the scan's, as if those had been thick and interpolated."""
     weights = np.zeros((count, total), np.float32)
-    thick = int(rng.integers(2, THICKEST_MM + 1)) if vary and rng.random() < 0.25 else 1
+    thick = int(rng.integers(2, THICKEST_MM + 1)) if thicken else 1
     phase = rng.uniform(0, thick)
     for row in range(count):
         position = (row + phase) / thick if thick > 1 else row
@@ -243,14 +240,13 @@ def _places(centre: NDArray[np.intp], size: int, augmentation: Augmentation, rng
     """(2, size, size): where in the scan's slices each pixel of the slab is taken from."""
     line = np.arange(size, dtype=np.float32) - size // 2  # on voxels, so that nothing is interpolated for no reason
     places = np.stack(np.meshgrid(line, line, indexing="ij"))
-    if augmentation.rotate_scale:
+    if rng.random() < augmentation.rotate_scale:
         angle = np.deg2rad(rng.uniform(-ROTATION_DEG, ROTATION_DEG))
         scales = np.exp(rng.uniform(-np.log(SCALE), np.log(SCALE)) + rng.uniform(-0.05, 0.05, 2))
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         places = np.tensordot(turn * scales, places, 1)
-    if augmentation.flip:
-        places *= rng.choice([-1, 1], 2)[:, None, None]
-    if augmentation.deform and rng.random() < 0.5:
+    places *= np.where(rng.random(2) < augmentation.flip, -1, 1)[:, None, None]
+    if rng.random() < augmentation.deform:
         knots = rng.normal(0, rng.uniform(0, DEFORMATION_PX), (2, DEFORMATION_KNOTS, DEFORMATION_KNOTS))
         places += np.stack([_smooth(field, size) for field in knots])
     return np.asarray(places + centre[:, None, None], np.float32)
@@ -279,19 +275,19 @@ def _warp(stack: Array, places: Array) -> Array:
 
 
 def _vary_intensity(slices: Array, brain: Mask, augmentation: Augmentation, rng: np.random.Generator) -> Array:
-    if augmentation.bias and rng.random() < 0.5:
+    if rng.random() < augmentation.bias:
         field = _smooth(rng.normal(0, 0.1, (3, 3)), slices.shape[-1])
         slices = (slices + MEDIAN) * np.exp(field) - MEDIAN
-    if augmentation.gamma and rng.random() < 0.5:
+    if rng.random() < augmentation.gamma:
         medians = np.maximum(slices / MEDIAN + 1, 0)
         slices = (medians ** np.float32(np.exp(rng.uniform(-0.3, 0.3))) - 1) * MEDIAN
-    if augmentation.intensity:
+    if rng.random() < augmentation.intensity:
         slices = slices * np.float32(np.exp(rng.uniform(-0.2, 0.2))) + np.float32(rng.uniform(-0.2, 0.2))
-    if augmentation.sharpness and rng.random() < SHARPNESS_SHARE:
+    if rng.random() < augmentation.sharpness:
         sigma = rng.uniform(0.5, 1.2)
         blurred = smoothed(slices, brain, (0, sigma, sigma))
         slices = slices + np.float32(rng.uniform(-1, SHARPEST)) * (slices - blurred)  # -1: blurred
-    if augmentation.noise and rng.random() < 0.5:
+    if rng.random() < augmentation.noise:
         noise = rng.normal(0, rng.uniform(0, 0.6), slices.shape).astype(np.float32)
         slices = slices + noise
     return slices

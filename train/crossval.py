@@ -10,11 +10,11 @@ from typing import Any
 
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
-from lesionrt.runtime.metrics import summarise
+from lesionrt.runtime.metrics import MEASURES, summarise
 from lesionrt.train import published
 from lesionrt.train.cache import contents
 from lesionrt.train.dataset import Scan, paper_folds, patient_folds
-from lesionrt.train.evaluation import GROUPS, evaluate, plain
+from lesionrt.train.evaluation import FIELD, GROUPS, evaluate, plain
 from lesionrt.train.evaluation_page import evaluation_page
 from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import Recipe
@@ -107,6 +107,16 @@ def plan_folds(
     ]
 
 
+def folds_of_folder(
+    planned: Sequence[Fold], scans: Sequence[Scan], recipe: Recipe, out: Path, kind: str, ablation: bool
+) -> list[Fold]:
+    """What a summary is about: every fold of the kind, whichever of them are `planned` now, and all that were finished before."""
+    folders = {fold.folder for fold in (*planned, *plan_folds(scans, recipe, out, kind, ablation=ablation))}
+    numbers = [fold.number for fold in plan_folds(scans, recipe, out, kind)]
+    every = plan_folds(scans, recipe, out, kind, numbers, ablation=True)
+    return [fold for fold in every if fold.folder in folders or (fold.folder / f"{OWN}.json").exists()]
+
+
 def _fold(number: int, split: Split, recipe: Recipe, attention: bool, convlstm: bool, out: Path) -> Fold:
     network = replace(recipe.network, attention=attention, convlstm=convlstm)
     folder = published.variant_name(attention, convlstm).lower().replace(" + ", "-")
@@ -186,9 +196,16 @@ def _names(fold: Fold) -> dict[str, list[str]]:
 
 
 def run_fold(
-    fold: Fold, dataset: Path, cache: Path, other: tuple[Path, Sequence[Scan]] | None = None, say: Say = lambda _: None
+    fold: Fold,
+    dataset: Path,
+    cache: Path,
+    other: tuple[Path, Sequence[Scan]] | None = None,
+    say: Say = lambda _: None,
+    left_out: Sequence[Scan] = (),
 ) -> None:
     """Train what is not trained yet and evaluate what is not evaluated yet.
+
+    Lesions of the scans that are left out are not painted into others either.
 
     Raises
     ------
@@ -212,7 +229,7 @@ def run_fold(
                 say,
                 name=model,
                 cache=cache,
-                left_out=fold.test,
+                left_out=[*fold.test, *left_out],
             )
         except Interrupted as error:
             message = f"{model}: stopped, its state is written; the same command continues it"
@@ -264,8 +281,20 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        scans = content["scans"]
+        whole = bool(scans) and all(
+            "mean" in content["summary"][group][name] and all("name" in scan and name in scan[group] for scan in scans)
+            for group in GROUPS
+            for name in (FIELD if group == "field" else MEASURES)
+        )
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not readable ({error}); remove it to evaluate the fold again") from error
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DatasetError(
+            f"{path}: lacks scans or measures of them; expected an evaluation: remove it to evaluate the fold again"
+        )
     return content
 
 

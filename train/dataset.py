@@ -20,7 +20,7 @@ COLUMNS = ("flair", "mask", "patient", "time")
 SPLIT = "split"  # a column that may be there too
 SPLITS = ("train", "validation", "test")
 LESION_OVER = 0.5  # a voxel is lesion where a mask's value is over this
-LEVEL_WIDTH = 0.01  # of a mask's range: by how much rounding may move a value from its lowest or highest
+LEVEL_WIDTH = 0.01  # by how much rounding may move a mask's lowest value, and its highest as a share of the range
 # The ISBI 2015 challenge: training05/preprocessed/training05_04_flair_pp.nii, rater 1.
 _ISBI_FLAIR = re.compile(r"training(\d\d)_(\d\d)_flair_pp\.nii(\.gz)?")
 # Slices with lesions in the paper's folds: training, validation, test (section 4.1).
@@ -182,15 +182,27 @@ def lesion_voxels(mask: Volume) -> NDArray[np.bool_]:
     Raises
     ------
     DatasetError
-        If it holds more than two values, as images, probabilities and labels do: what of them is lesion is not known.
+        If it holds anything but 0 and one value over 0.5, as images, probabilities and labels do: what of them is lesion
+        is not known.
     """
     low, high = float(mask.data.min()), float(mask.data.max())
     near = LEVEL_WIDTH * (high - low)
-    between = mask.data[(mask.data > low + near) & (mask.data < high - near)]
+    # Of 0, 1 and 255 the 1 is near the lowest only as a share of the range.
+    between = mask.data[(mask.data > low + min(near, LEVEL_WIDTH)) & (mask.data < high - near)]
+    found = None
     if between.size:
+        found = (
+            f"{between.size} voxels lie between its lowest value {low:g} and its highest {high:g}, "
+            f"such as {float(between[0]):g}"
+        )
+    elif abs(low) > LEVEL_WIDTH:
+        found = f"its lowest value is {low:g}"
+    elif high <= LESION_OVER and (low, high) != (0, 0):
+        found = f"its highest value is {high:g}"
+    if found is not None:
         raise DatasetError(
-            f"{mask.name}: is no lesion mask: {between.size} voxels lie between its lowest value {low:g} and its highest "
-            f"{high:g}, such as {float(between[0]):g}; expected two values, 0 and 1: make a mask of it with a threshold"
+            f"{mask.name}: is no lesion mask: {found}; expected two values, 0 and 1 (or 0 and 255): make a mask of it "
+            "with a threshold"
         )
     lesions: NDArray[np.bool_] = mask.data > LESION_OVER
     return lesions

@@ -69,7 +69,7 @@ class ScanEvaluation:
     picture
         PNG as in the paper's Figure 6.
     warnings
-        Of the volume.
+        Of the volume, and of how it was predicted.
     """
 
     scan: Scan
@@ -121,13 +121,18 @@ def evaluate_scan(scan: Scan, predictor: Predictor) -> ScanEvaluation:
         If the scan or its prediction cannot be used.
     """
     flair, reference = read_pair(scan)
-    return compare_masks(scan, flair, reference, predictor(scan, flair))
+    prediction = predictor(scan, flair)
+    return compare_masks(scan, flair, reference, prediction.mask, prediction.warnings)
 
 
 def compare_masks(
-    scan: Scan, flair: Volume, reference: NDArray[np.bool_], prediction: NDArray[np.bool_]
+    scan: Scan,
+    flair: Volume,
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    warnings: Sequence[str] = (),
 ) -> ScanEvaluation:
-    """Masks (X, Y, Z) on the volume's grid."""
+    """Masks (X, Y, Z) on the volume's grid, and what a person should know of the prediction."""
     axis, sizes = slice_axis(flair.affine), voxel_sizes(flair.affine)
     voxel_ml = float(np.prod(sizes)) / 1000
     return ScanEvaluation(
@@ -140,7 +145,7 @@ def compare_masks(
         reference_ml=int(np.count_nonzero(reference)) * voxel_ml,
         predicted_ml=int(np.count_nonzero(prediction)) * voxel_ml,
         picture=difference_picture(flair, reference, prediction),
-        warnings=flair.warnings,
+        warnings=(*flair.warnings, *warnings),
     )
 
 

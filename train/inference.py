@@ -14,10 +14,11 @@ from lesionrt.runtime.errors import CheckpointError, UsageError
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.lesions import find_lesions
 from lesionrt.runtime.prepare import Preparation, prepare_volume
-from lesionrt.runtime.volume import Volume, nonzero_brain
+from lesionrt.runtime.volume import Volume, nonzero_brain, skull_warning
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.dataset import Scan
 from lesionrt.train.model import Network
+from lesionrt.train.predictions import Prediction
 
 THRESHOLD = 0.5  # a voxel is lesion where its probability is over this; `lesionrt export` writes it into a bundle
 
@@ -111,8 +112,9 @@ class CheckpointModel:
     ) -> None:
         pass
 
-    def __call__(self, scan: Scan, flair: Volume) -> NDArray[np.bool_]:
-        """The mask (X, Y, Z) of a scan."""
+    def __call__(self, scan: Scan, flair: Volume) -> Prediction:
+        """The mask of a scan."""
         probability = volume_probability(self._network, self._checkpoint.preparation, flair)
         mask, _ = find_lesions(probability > self._threshold, probability, flair.affine, self._min_lesion_mm3)
-        return mask
+        skull = skull_warning(flair)
+        return Prediction(mask, () if skull is None else (skull,))

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionrt.runtime.bundle import UNTRAINED
 from lesionrt.runtime.errors import DatasetError, UsageError
 from lesionrt.runtime.nifti import SUFFIXES
 from lesionrt.runtime.outputs import targets_of
@@ -18,6 +20,22 @@ from lesionrt.train.dataset import Scan, read_mask
 Mask = NDArray[np.bool_]
 # What a scan's mask may be called after its name, patient_time.
 NAMES = ("", "_lesions", "_mask")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A scan's predicted lesions.
+
+    Attributes
+    ----------
+    mask
+        (X, Y, Z) on the scan's own grid.
+    warnings
+        What a person should know of how it came about, besides the volume's own warnings.
+    """
+
+    mask: Mask
+    warnings: tuple[str, ...] = ()
 
 
 class Predictor(Protocol):
@@ -31,8 +49,8 @@ class Predictor(Protocol):
 
     description: dict[str, Any]
 
-    def __call__(self, scan: Scan, flair: Volume) -> Mask:
-        """The mask (X, Y, Z) of a scan whose volume was read."""
+    def __call__(self, scan: Scan, flair: Volume) -> Prediction:
+        """The mask of a scan whose volume was read."""
         ...
 
 
@@ -71,9 +89,9 @@ class MaskFolder:
             )
         self.description = {"what": f"masks in {folder}", "kind": "masks", "folder": str(folder)}
 
-    def __call__(self, scan: Scan, flair: Volume) -> Mask:
+    def __call__(self, scan: Scan, flair: Volume) -> Prediction:
         """The mask as it was written, checked to lie on the volume's grid."""
-        return read_mask(self.masks[scan.name], flair)
+        return Prediction(read_mask(self.masks[scan.name], flair))
 
 
 def find_mask(folder: Path, scan: Scan) -> Path | None:
@@ -113,10 +131,12 @@ class BundleModel:
             "min_lesion_mm3": segmenter.min_lesion_mm3,
         }
 
-    def __call__(self, scan: Scan, flair: Volume) -> Mask:
-        """The mask that the runtime gives for the scan's file."""
+    def __call__(self, scan: Scan, flair: Volume) -> Prediction:
+        """The mask that the runtime gives for the scan's file, with the warnings of its report."""
         result = self._segmenter(scan.flair)
-        return np.asarray(result.mask.dataobj).reshape(flair.shape) > 0
+        known = (*flair.warnings, UNTRAINED)  # that it is untrained stands in the description
+        warnings = tuple(text for text in result.report["warnings"] if text not in known)
+        return Prediction(np.asarray(result.mask.dataobj).reshape(flair.shape) > 0, warnings)
 
 
 def open_model(

@@ -22,6 +22,7 @@ _CHOICES = {
     "keep": ("last", "best"),
 }
 _AT_LEAST_ONE = ("slabs", "size", "batch", "epoch_steps", "steps", "epochs")
+_SHARE = "a share of the slabs, from 0 (never) to 1 (always)"
 LARGEST_SEED = 2**64 - 1  # that PyTorch takes
 
 
@@ -97,10 +98,14 @@ class Recipe:
             raise DatasetError(
                 f"recipe: slabs are varied as robust z-values; with normalisation {self.normalisation} choose sampling windows"
             )
-        varied = [name for name, value in asdict(self.augmentation).items() if value]
+        shares = asdict(self.augmentation)
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise DatasetError(f"recipe: augmentation.{name} is {share}; expected {_SHARE}")
+        varied = [name for name, share in shares.items() if share]
         if self.sampling == "windows" and varied:
             raise DatasetError(
-                f"recipe: windows are not varied; switch augmentation {', '.join(varied)} off, or sample slabs"
+                f"recipe: windows are not varied; set augmentation {', '.join(varied)} to 0, or sample slabs"
             )
         _ = self.preparation  # checks its values
 
@@ -178,7 +183,8 @@ def _typed(values: Any, kind: Any, what: str) -> dict[str, Any]:
         if wanted is float and type(value) is int:
             value = float(value)
         if key not in ("network", "augmentation") and type(value) is not wanted:
-            raise DatasetError(f"{what}: {key} is {value!r}; expected {wanted.__name__}")
+            expected = _SHARE if kind is Augmentation else wanted.__name__
+            raise DatasetError(f"{what}: {key} is {value!r}; expected {expected}")
         result[key] = value
     return result
 

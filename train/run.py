@@ -91,10 +91,21 @@ class Run:
         return self.network if self.average is None else self.average.module  # type: ignore[return-value]
 
     def describe(
-        self, train: dict[str, list[str]], validation: dict[str, list[str]], start: str | None, resume: bool
+        self,
+        train: dict[str, list[str]],
+        validation: dict[str, list[str]],
+        donors: dict[str, str],
+        start: str | None,
+        resume: bool,
     ) -> None:
-        """Write what this run is; on resuming, compare."""
-        content = {"recipe": self.recipe.as_dict(), "train": train, "validation": validation, "start": start}
+        """Write what this run is, its files by their sha256; on resuming, compare."""
+        content = {
+            "recipe": self.recipe.as_dict(),
+            "train": train,
+            "validation": validation,
+            "donors": donors,
+            "start": start,
+        }
         path = self.out / RUN
         if resume:
             try:

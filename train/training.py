@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import DatasetError, OutputError
 from lesionrt.runtime.files import sha256
-from lesionrt.train.augment import read_lesions
+from lesionrt.runtime.volume import GRID_TOLERANCE_MM
+from lesionrt.train.augment import Lesions, read_lesions
 from lesionrt.train.cache import PreparedScan, contents, load_scan
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.dataset import Scan
@@ -107,10 +109,12 @@ def train(
         held = [load_scan(scan, recipe.preparation, multiple, cache) for scan in validation_scans]
         if recipe.keep == "best" and not any(scan.lesions.any() for scan in held):
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
-        samples = _samples(recipe, scans, [*validation_scans, *left_out], world)
+        donors = _donors(recipe)
+        samples = _samples(recipe, scans, donors, [*validation_scans, *left_out], world)
         run.describe(
             {scan.name: contents(scan) for scan in train_scans},
             {scan.name: contents(scan) for scan in validation_scans},
+            {path.name: sha256(path) for path in donors},
             None if start is None else sha256(start),
             resume,
         )
@@ -118,6 +122,8 @@ def train(
             run.load_state()
         run.fit(samples, held, say, progress)
         learned = ", ".join(scan.name for scan in train_scans)
+        if donors:
+            learned += f"; donor masks: {len(donors)}"
         if initial is not None:
             learned += f"; started from {initial.model.name}, trained on {initial.model.training_data}"
         info = ModelInfo(
@@ -130,24 +136,37 @@ def train(
         return run.finish(info)
 
 
-def _samples(recipe: Recipe, scans: Sequence[PreparedScan], held: Sequence[Scan], world: int) -> Slabs | Windows:
+def _donors(recipe: Recipe) -> list[Path]:
+    """The masks without images that the recipe names a folder of."""
+    if recipe.sampling == "windows" or not recipe.donors:
+        return []
+    paths = sorted(Path(recipe.donors).glob("*.nii*"))
+    if not paths:
+        raise DatasetError(f"recipe: donors is {recipe.donors!r}; expected a folder with lesion masks (.nii, .nii.gz)")
+    return paths
+
+
+def _samples(
+    recipe: Recipe, scans: Sequence[PreparedScan], donors: Sequence[Path], held: Sequence[Scan], world: int
+) -> Slabs | Windows:
     if not any(scan.lesions.any() for scan in scans):
         raise DatasetError("none of the training scans has a lesion in its mask")
     if recipe.sampling == "windows":
         return Windows(scans, recipe)
     if recipe.slabs < world:
         raise DatasetError(f"recipe: slabs is {recipe.slabs}; expected at least one for each of {world} processes")
-    donors = []
-    if recipe.donors:
-        paths = sorted(path for path in Path(recipe.donors).glob("*.nii*"))
-        if not paths:
-            raise DatasetError(
-                f"recipe: donors is {recipe.donors!r}; expected a folder with lesion masks (.nii, .nii.gz)"
-            )
-        leaked = {sha256(path) for path in paths} & {contents(scan)[1] for scan in held}
-        if leaked:
-            raise DatasetError(
-                f"recipe: donors {recipe.donors!r} holds the mask of a scan that is not trained on; take it out"
-            )
-        donors = [read_lesions(path, recipe.preparation) for path in paths]
-    return Slabs(scans, recipe, donors)
+    lesions = [read_lesions(path, recipe.preparation) for path in donors]
+    for scan in held if donors else ():
+        theirs = read_lesions(scan.mask, recipe.preparation)
+        for path, donor in zip(donors, lesions, strict=True):
+            if _same(donor, theirs):
+                raise DatasetError(
+                    f"{path}: holds the lesions of {scan.name}, which is not trained on; take it out of the recipe's donors"
+                )
+    return Slabs(scans, recipe, lesions)
+
+
+def _same(one: Lesions, other: Lesions) -> bool:
+    """Whether two masks are of the same lesions in the same place, however they were stored."""
+    alike = one.mask.any() and np.array_equal(one.mask, other.mask)
+    return bool(alike and np.abs(one.start_mm - other.start_mm).max() <= GRID_TOLERANCE_MM)

@@ -51,26 +51,33 @@ def command(
         from lesionrt.train.recipe import load_recipe
 
     resolved = load_recipe(recipe, settings or ())
-    scans = read_dataset(dataset)
+    table = read_dataset(dataset)
+    scans = [scan for scan in table if scan.split != "test"]
+    left_out = [scan for scan in table if scan.split == "test"]
+    if left_out:
+        named = ", ".join(scan.name for scan in left_out)
+        print(f"note: {len(left_out)} scans of the split test are left out: {named}", file=sys.stderr)
     other = None if evaluate_on is None else (evaluate_on, read_dataset(evaluate_on))
     planned = crossval.plan_folds(scans, resolved, out, folds, fold or (), ablation)
     slices = None
     if folds == "paper":
         slices = fold_slices(paper_folds(scans), {scan.name: lesion_slices(scan) for scan in scans})
         print("\n".join(fold_lines(slices)), file=sys.stderr)
-    crossval.check_plan(planned, resolved, scans, other[1] if other else (), out)
+    whole = crossval.folds_of_folder(planned, scans, resolved, out, folds, ablation)
+    crossval.check_plan(whole, resolved, scans, other[1] if other else (), out)
+    crossval.read_results(whole)  # a damaged one is told before hours of training
     for number, one in enumerate(planned, 1):
         before = f"[{number}/{len(planned)}] {one.variant}, fold {one.number}: "
 
         def say(text: str, before: str = before) -> None:
             print(before + text, file=sys.stderr, flush=True)
 
-        crossval.run_fold(one, dataset, out / "cache", other, say)
-        results = crossval.read_results(planned)
+        crossval.run_fold(one, dataset, out / "cache", other, say, left_out)
+        results = crossval.read_results(whole)
         content = {
             "json": crossval.summary_json(dataset, resolved, results),
             "csv": crossval.summary_csv(results),
-            "html": crossval_page(dataset, planned, results, folds == "paper", slices),
+            "html": crossval_page(dataset, whole, results, folds == "paper", slices),
         }
         targets = {ending: out / f"{crossval.SUMMARY}.{ending}" for ending in content}
         write_atomically({targets[ending]: text.encode() for ending, text in content.items()})

@@ -1,5 +1,6 @@
 """`lesionrt phantom`."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +24,13 @@ def command(
     from lesionrt.runtime.phantom import phantom
 
     check_folder(out)
-    for number in range(seed, seed + count):
-        flair_path, mask_path = (out / f"phantom{number:03d}_{what}.nii.gz" for what in ("flair", "mask"))
-        for path in (flair_path, mask_path):
-            check_new(path, force)
+    targets = {
+        number: [out / f"phantom{number:03d}_{what}.nii.gz" for what in ("flair", "mask")]
+        for number in range(seed, seed + count)
+    }
+    for path in chain.from_iterable(targets.values()):
+        check_new(path, force)
+    for number, (flair_path, mask_path) in targets.items():
         flair, mask = phantom(seed=number)
         affine = np.eye(4)
         affine[:3, 3] = -(np.array(flair.shape) - 1) / 2

@@ -52,6 +52,14 @@ def test_a_file_in_place_of_the_results_folder_is_refused_first(
     assert call(*verb, f"file{below}") == (3, "error: file is a file; expected a folder for the results\n")
 
 
+def test_nothing_is_made_where_one_of_several_phantoms_exists(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "phantom001_mask.nii.gz").touch()
+    code, said = call("phantom", "--count", "2", "-o", ".")
+    assert code == 3
+    assert said.startswith("error: phantom001_mask.nii.gz exists already")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_seed_beyond_pytorchs_is_a_wrong_option(call: Call) -> None:
     code, said = call("untrained", "--seed", "99999999999999999999", "-o", "untrained.pt")
     assert code == 2

@@ -1,6 +1,6 @@
-"""Augmentation keeps image and lesions together, and does what its switch says."""
+"""Augmentation keeps image and lesions together, and does what its share says."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from lesionrt.train.augment import BACKGROUND, Augmentation, Centres, Lesions, c
 from lesionrt.train.cache import PreparedScan
 
 NAMES = [field.name for field in fields(Augmentation)]
-NONE = Augmentation(**dict.fromkeys(NAMES, False))
+NONE = Augmentation(**dict.fromkeys(NAMES, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def scan() -> PreparedScan:
     return PreparedScan("a_1", "a", slices, brain, lesions, np.zeros(3), 6.0)
 
 
-def test_nothing_switched_on_gives_the_scans_own_voxels(scan: PreparedScan) -> None:
+def test_shares_of_0_give_the_scans_own_voxels(scan: PreparedScan) -> None:
     slab = cut(scan, np.array([8, 32, 32]), 4, 32, NONE, [], np.random.default_rng(0))
     np.testing.assert_array_equal(slab.slices, scan.slices[6:10, 16:48, 16:48])
     np.testing.assert_array_equal(slab.lesions, scan.lesions[6:10, 16:48, 16:48])
@@ -33,7 +33,7 @@ def test_nothing_switched_on_gives_the_scans_own_voxels(scan: PreparedScan) -> N
 @pytest.mark.parametrize("name", [*NAMES, "all"])
 def test_image_and_lesions_stay_aligned(scan: PreparedScan, name: str) -> None:
     # Not with faded lesions at once: noise may drown them.
-    chosen = Augmentation(contrast=False) if name == "all" else Augmentation(**{key: key == name for key in NAMES})
+    chosen = Augmentation(contrast=0.0) if name == "all" else Augmentation(**{key: float(key == name) for key in NAMES})
     donor = Lesions(np.roll(scan.lesions, 12, axis=2), np.zeros(3))
     seen = 0
     for seed in range(30):
@@ -53,9 +53,30 @@ def test_image_and_lesions_stay_aligned(scan: PreparedScan, name: str) -> None:
     assert seen > 20
 
 
+@pytest.mark.parametrize("names", [("flip",), ("rotate_scale",), ("deform",), ("flip", "rotate_scale", "deform")])
+def test_image_and_lesions_are_moved_alike_to_the_pixel(names: tuple[str, ...]) -> None:
+    lesions = np.zeros((16, 64, 64), bool)
+    for number, image in enumerate(lesions):  # an L that moves from slice to slice, so that no flip maps it to itself
+        image[20:44, 12 + number : 20 + number] = image[36:44, 12 + number : 32 + number] = True
+    image = np.where(lesions, 6, 0).astype(np.float16)
+    scan = PreparedScan("a_1", "a", image, np.ones_like(lesions), lesions, np.zeros(3), 6.0)
+    chosen = replace(NONE, **dict.fromkeys(names, 0.5 if names == ("flip",) else 1.0))
+    for seed in range(10):
+        slab = cut(scan, np.array([8, 32, 32]), 4, 64, chosen, [], np.random.default_rng(seed))
+        bright = slab.slices > 3
+        assert agreement(bright, slab.lesions) >= 0.97
+        for axis in range(3):  # as much as one voxel beside it is told
+            assert agreement(bright, np.roll(slab.lesions, 1, axis)) < 0.97
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Share of the voxels in either mask that both hold."""
+    return float((one & other).sum() / (one | other).sum())
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_each_switch_changes_some_slab_and_the_seed_decides(scan: PreparedScan, name: str) -> None:
-    chosen = Augmentation(**{key: key == name for key in NAMES})
+def test_each_share_changes_some_slab_and_the_seed_decides(scan: PreparedScan, name: str) -> None:
+    chosen = Augmentation(**{key: float(key == name) for key in NAMES})
     donor = Lesions(np.roll(scan.lesions, 12, axis=2), np.zeros(3))
 
     def slabs(augmentation: Augmentation) -> np.ndarray:
@@ -66,6 +87,19 @@ def test_each_switch_changes_some_slab_and_the_seed_decides(scan: PreparedScan, 
 
     assert not np.array_equal(slabs(chosen), slabs(NONE))
     assert np.array_equal(slabs(chosen), slabs(chosen))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "flip"])  # which counts for three axes
+def test_each_is_applied_to_its_share_of_slabs(scan: PreparedScan, name: str) -> None:
+    donor = Lesions(np.roll(scan.lesions, 12, axis=2), np.zeros(3))
+
+    def changed(share: float) -> int:
+        chosen, centre = replace(NONE, **{name: share}), np.array([8, 32, 32])
+        slabs = (cut(scan, centre, 4, 32, chosen, [donor], np.random.default_rng(seed)) for seed in range(60))
+        return sum(not np.array_equal(slab.slices, scan.slices[6:10, 16:48, 16:48]) for slab in slabs)
+
+    # Of 60 slabs, of which some that are varied happen to look the same; 4 standard deviations are 14.
+    assert abs(changed(0.3) - 0.3 * changed(1.0)) < 14
 
 
 def test_transplanted_lesions_are_bright_soft_and_only_in_healthy_tissue(scan: PreparedScan) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from lesionrt.runtime.cli.crossval import command
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, UsageError
 from lesionrt.runtime.metrics import MEASURES
-from lesionrt.train import published
+from lesionrt.train import crossval, published
 from lesionrt.train.crossval import (
     Fold,
     FoldResult,
@@ -170,6 +171,58 @@ def result(fold: Fold, dice: float, other: float | None = None) -> FoldResult:
     if other is not None:
         away = {"scans": [{**scan, "name": "away", "whole_volume": {**group, "dice": other}}], "summary": summary}
     return FoldResult(fold, {"scans": [scan], "summary": summary}, away)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"scans": [], "summary": {}}', '{"scans": [{}], "summary": null}'])
+def test_a_damaged_fold_is_named_with_what_to_do(recipe: Recipe, tmp_path: Path, text: str) -> None:
+    fold = plan_folds(scans_of("ab"), recipe, tmp_path)[0]
+    path = fold.folder / "evaluation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result(fold, 0.5).own))
+    assert read_results([fold])[0].mean("field", "lesion_f1") == 0.5
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=r"evaluation\.json: .*remove it to evaluate the fold again"):
+        read_results([fold])
+
+
+@pytest.fixture
+def finish(monkeypatch: pytest.MonkeyPatch) -> list[Fold]:
+    """The folds that the command would have trained: each is given a result at once."""
+    asked: list[Fold] = []
+
+    def finished(fold: Fold, *_: object) -> None:
+        asked.append(fold)
+        fold.folder.mkdir(parents=True, exist_ok=True)
+        (fold.folder / "evaluation.json").write_text(json.dumps(result(fold, fold.number / 10).own))
+
+    monkeypatch.setattr(crossval, "run_fold", finished)
+    return asked
+
+
+def test_one_fold_more_is_summarised_with_those_that_were_finished(
+    small_dataset: Path, tmp_path: Path, finish: list[Fold]
+) -> None:
+    command(small_dataset, tmp_path, settings=list(FAST), fold=[2])
+    assert "1 of 2 trainings are not finished" in (tmp_path / "crossval.html").read_text()
+    command(small_dataset, tmp_path, settings=list(FAST), fold=[1])
+    assert "not finished" not in (tmp_path / "crossval.html").read_text()
+    (variant,) = json.loads((tmp_path / "crossval.json").read_text())["variants"]
+    assert [fold["fold"] for fold in variant["folds"]] == [1, 2]
+    assert variant["summary"]["whole_volume"]["dice"]["mean"] == pytest.approx(0.15)
+    command(small_dataset, tmp_path, settings=list(FAST), fold=[1], ablation=True, evaluate_on=None)
+    assert "3 of 8 trainings are not finished" in (tmp_path / "crossval.html").read_text()
+    assert len(finish) == 2 + 4
+
+
+def test_scans_of_the_split_test_are_left_out(
+    small_dataset: Path, tmp_path: Path, finish: list[Fold], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = [*read_dataset(small_dataset), replace(read_dataset(small_dataset)[0], patient="c", split="test")]
+    rows = [f"{scan.flair},{scan.mask},{scan.patient},{scan.time},{scan.split or ''}" for scan in scans]
+    (tmp_path / "scans.csv").write_text("\n".join(["flair,mask,patient,time,split", *rows]))
+    command(tmp_path / "scans.csv", tmp_path / "out", settings=list(FAST))
+    assert [names(fold) for fold in finish] == [("b_1", "", "a_1 a_2"), ("a_1 a_2", "", "b_1")]
+    assert "note: 1 scans of the split test are left out: c_1" in capsys.readouterr().err
 
 
 def rows_of(text: str, kind: str) -> list[list[str]]:

@@ -190,6 +190,28 @@ def test_an_image_probabilities_and_labels_are_no_mask(table: Path) -> None:
             read_pair(scan)
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ((1, 2), "its lowest value is 1"),
+        ((1, 1), "its lowest value is 1"),
+        ((0, -1), "its lowest value is -1"),
+        ((0, 0.4), r"its highest value is 0\.4"),
+        ((0, 1, 255), "4 voxels lie between .*, such as 1"),
+    ],
+)
+def test_two_values_are_a_mask_only_if_they_are_0_and_more_than_a_half(
+    table: Path, values: Sequence[float], found: str
+) -> None:
+    data = np.zeros((4, 4, 4), np.float32)
+    data[:] = values[0]
+    for row, value in enumerate(values[1:]):
+        data[0, row] = value
+    save(table / "one/mask.nii", data)
+    with pytest.raises(DatasetError, match=rf"mask\.nii: is no lesion mask: {found}; expected two values, 0 and 1"):
+        read_pair(Scan(table / "one/flair.nii.gz", table / "one/mask.nii", "p", "1"))
+
+
 def test_a_mask_must_lie_on_its_volumes_grid(table: Path) -> None:
     scan = Scan(table / "one/flair.nii.gz", table / "one/mask.nii", "p", "1")
     flair, lesions = read_pair(scan)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
+from lesionrt.runtime.bundle import UNTRAINED
 from lesionrt.runtime.errors import DatasetError
 from lesionrt.runtime.volume import read_flair
 from lesionrt.train import published
@@ -23,7 +25,7 @@ from lesionrt.train.evaluation import Evaluation, compare_masks, evaluate
 from lesionrt.train.evaluation_page import evaluation_page
 from lesionrt.train.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, difference_picture
 from lesionrt.train.plots import bland_altman, scatter
-from lesionrt.train.predictions import MaskFolder, open_model
+from lesionrt.train.predictions import BundleModel, MaskFolder, open_model
 
 Run = Callable[..., object]
 # Axes S, R, A: slices lie along the first; voxels of 3 x 1 x 2 mm.
@@ -104,7 +106,7 @@ def test_masks_are_found_by_the_scans_name_or_as_segment_names_them(scan: Scan, 
     name = name.replace("SCANS", tmp_path.name)  # the folder that the volume lies in
     save_mask(two_masks()[1], tmp_path / "masks" / name)
     predictor = MaskFolder(tmp_path / "masks", [scan])
-    np.testing.assert_array_equal(predictor(scan, read_flair(scan.flair)), two_masks()[1])
+    np.testing.assert_array_equal(predictor(scan, read_flair(scan.flair)).mask, two_masks()[1])
 
 
 def test_a_missing_mask_is_named_with_what_was_expected(scan: Scan, tmp_path: Path) -> None:
@@ -139,6 +141,27 @@ def test_an_image_is_not_taken_for_a_mask(scan: Scan, tmp_path: Path) -> None:
     shutil.copy(scan.flair, tmp_path / "masks/p_1.nii.gz")
     with pytest.raises(DatasetError, match=r"p_1\.nii\.gz: is no lesion mask"):
         MaskFolder(tmp_path / "masks", [scan])(scan, read_flair(scan.flair))
+
+
+def test_what_the_runtime_warns_of_stands_in_the_json_and_on_the_page(scan: Scan, tmp_path: Path) -> None:
+    save_mask(two_masks()[0], scan.mask)
+    taken_over = "run by onnx-cpu (no engine for this stack)"
+    predictor = mock.MagicMock(description={"what": "a bundle"})
+    segmenter = mock.MagicMock()
+    segmenter.return_value.mask = nib.Nifti1Image(two_masks()[1].astype(np.uint8), AFFINE)
+    segmenter.return_value.report = {"warnings": [UNTRAINED, taken_over]}
+    predictor.side_effect = BundleModel(segmenter)
+    found = evaluate(tmp_path, [scan], predictor)
+    assert json.loads(found.as_json())["scans"][0]["warnings"] == [taken_over]
+    assert f"p_1: {taken_over}" in evaluation_page(found)
+
+
+def test_a_checkpoints_evaluation_warns_of_a_skull(scan: Scan, least_checkpoint: Path) -> None:
+    data = np.full((12, 12, 12), 7, np.float32) + np.arange(12)  # nothing is 0
+    nib.save(nib.Nifti1Image(data, np.eye(4)), scan.flair)
+    with open_model(least_checkpoint) as predictor:
+        (warning,) = predictor(scan, read_flair(scan.flair)).warnings
+    assert warning.startswith("does not look skull-stripped")
 
 
 def test_picture_shows_false_positives_red_and_false_negatives_green(scan: Scan) -> None:

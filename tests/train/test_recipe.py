@@ -16,11 +16,11 @@ def test_the_papers_recipe_is_the_papers() -> None:
 
 
 def test_any_value_can_be_set() -> None:
-    recipe = load_recipe("default", ["steps=7", "network.attention=false", "augmentation.flip = false", "decay=none"])
+    recipe = load_recipe("default", ["steps=7", "network.attention=false", "augmentation.contrast = 0.9", "decay=none"])
     assert recipe.steps == 7
     assert not recipe.network.attention
-    assert not recipe.augmentation.flip
-    assert recipe.augmentation.noise
+    assert recipe.augmentation.contrast == 0.9
+    assert recipe.augmentation.noise == 0.5
     assert recipe.decay == "none"
 
 
@@ -46,7 +46,13 @@ def test_a_recipe_is_rebuilt_from_what_a_run_stores() -> None:
         ("seed=99999999999999999999", DatasetError, "seed is 9+; expected at most 18446744073709551615"),
         ("weight_decay=-1", DatasetError, "weight_decay is -1.0; expected at least 0"),
         ("normalisation=slice-min-max", DatasetError, "with normalisation slice-min-max choose sampling windows"),
-        ("sampling=windows", DatasetError, "windows are not varied; switch augmentation flip"),
+        ("sampling=windows", DatasetError, "windows are not varied; set augmentation flip, .* to 0"),
+        (
+            "augmentation.contrast=1.5",
+            DatasetError,
+            r"augmentation.contrast is 1.5; expected a share of the slabs, from 0",
+        ),
+        ("augmentation.contrast=true", DatasetError, "contrast is True; expected a share of the slabs, from 0"),
         ("network=4", DatasetError, "network is 4; expected a table"),
     ],
 )

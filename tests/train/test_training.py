@@ -1,7 +1,6 @@
 """Training: it learns, it stops and goes on, and several processes do what one would."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from lesionrt.train.augment import Augmentation
 from lesionrt.train.cache import load_scan
 from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
 from lesionrt.train.dataset import Scan, read_dataset
+from lesionrt.train.evaluation import evaluate_scan
+from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.loss import loss_of
 from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
@@ -30,6 +31,7 @@ from lesionrt.train.weights import initialise
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL = ["network.growth_rate=4", "network.layers=2", "network.levels=2", "network.first_channels=8"]
+REVERSED = np.array([[-1, 0, 0, 47], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # the phantoms' first axis
 FAST = [*SMALL, "slabs=2", "size=32", "epoch_steps=2", "steps=4", "warm_up=1", "precision=float32"]
 
 
@@ -82,7 +84,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_a_small_network_learns_two_phantoms_by_heart(scans: list[Scan], tmp_path: Path) -> None:
     settings = [*SMALL, "slabs=4", "size=64", "steps=160", "epoch_steps=40", "warm_up=10", "precision=float32"]
-    plain = [f"augmentation.{name}=false" for name in load_recipe("default").as_dict()["augmentation"]]
+    plain = [f"augmentation.{name}=0" for name in load_recipe("default").as_dict()["augmentation"]]
     recipe = load_recipe(
         "default", [*settings, *plain, "learning_rate=0.01", "average=0.9", "network.dropout=0.0", "lesion_centred=1.0"]
     )
@@ -92,6 +94,8 @@ def test_a_small_network_learns_two_phantoms_by_heart(scans: list[Scan], tmp_pat
     rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
     assert float(rows[-1].split(",")[4]) > 0.9  # Dice of the last epoch's training slabs
     assert load_checkpoint(path).model.training_data == "patient0_1, patient1_1"
+    with CheckpointModel(path) as model:  # what was kept, on whole volumes as the runtime prepares them
+        assert min(evaluate_scan(scan, model).in_volume.dice for scan in scans) > 0.85
     assert (tmp_path / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -281,11 +285,29 @@ def test_a_scan_that_is_not_trained_on_gives_no_lesions_to_paint(
     table: Path, tmp_path: Path, run: Run, how: str
 ) -> None:
     (tmp_path / "donors").mkdir()
-    shutil.copy(table.parent / "1_mask.nii.gz", tmp_path / "donors")
+    mask = nib.load(table.parent / "1_mask.nii.gz")
+    if how == "--without":  # stored in another way
+        mask = nib.Nifti1Image(np.asarray(mask.dataobj)[::-1] * np.float32(255), mask.affine @ REVERSED)
+    nib.save(mask, tmp_path / "donors" / "mask.nii")
     options = [part for text in [*FAST, f"donors={tmp_path / 'donors'}"] for part in ("--set", text)]
     found = run("train", table, "-o", tmp_path / "run", how, "patient1", *options, code=3)
-    assert "not trained on" in found.stderr
+    assert "mask.nii: holds the lesions of patient1_1, which is not trained on" in found.stderr
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_donors_are_part_of_what_a_run_is(scans: list[Scan], tmp_path: Path) -> None:
+    for seed in (2, 3):
+        _, lesions = phantom((48, 56, 40), seed)
+        nib.save(nib.Nifti1Image(lesions.astype(np.uint8), np.eye(4)), tmp_path / f"{seed}.nii")
+    (tmp_path / "donors").mkdir()
+    (tmp_path / "2.nii").rename(tmp_path / "donors" / "2.nii")
+    recipe = load_recipe("default", [*FAST, f"donors={tmp_path / 'donors'}"])
+    path = train(recipe, scans[:1], [], tmp_path / "run")
+    expected = "patient0_1; donor masks: 1"
+    assert load_checkpoint(path).model.training_data == expected
+    (tmp_path / "3.nii").rename(tmp_path / "donors" / "3.nii")
+    with pytest.raises(DatasetError, match=r"run\.json: the run to resume has another donors"):
+        train(recipe, scans[:1], [], tmp_path / "run", resume=True)
 
 
 def test_a_steps_slabs_come_from_as_many_patients_as_there_are(scans: list[Scan], tmp_path: Path) -> None:
@@ -294,7 +316,7 @@ def test_a_steps_slabs_come_from_as_many_patients_as_there_are(scans: list[Scan]
     for number, scan in enumerate(prepared):
         scan.slices[:] = number  # so that a slab tells where it is from
         scan.brain[:] = True
-    plain = replace(recipe, augmentation=Augmentation(**dict.fromkeys(recipe.as_dict()["augmentation"], False)))
+    plain = replace(recipe, augmentation=Augmentation(**dict.fromkeys(recipe.as_dict()["augmentation"], 0.0)))
     samples = Slabs(prepared, plain, [])
     orders = set()
     for step in range(8):
