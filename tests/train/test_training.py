@@ -83,10 +83,19 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_small_network_learns_two_phantoms_by_heart(scans: list[Scan], tmp_path: Path) -> None:
-    settings = [*SMALL, "slabs=4", "size=64", "steps=160", "epoch_steps=40", "warm_up=10", "precision=float32"]
+    settings = [
+        *SMALL,
+        "slabs=4",
+        "size=64",
+        "steps=160",
+        "epoch_steps=40",
+        "warm_up=10",
+        "precision=float32",
+        "smoothing_mm=0",
+    ]
     plain = [f"augmentation.{name}=0" for name in load_recipe("default").as_dict()["augmentation"]]
     recipe = load_recipe(
-        "default", [*settings, *plain, "learning_rate=0.01", "average=0.9", "network.dropout=0.0", "lesion_centred=1.0"]
+        "default", [*settings, *plain, "learning_rate=0.01", "average=0.9", "network.dropout=0.0", "lesion_centred=0.7"]
     )
     said: list[str] = []
     path = train(recipe, scans, [], tmp_path / "run", say=said.append)
@@ -95,7 +104,7 @@ def test_a_small_network_learns_two_phantoms_by_heart(scans: list[Scan], tmp_pat
     assert float(rows[-1].split(",")[4]) > 0.9  # Dice of the last epoch's training slabs
     assert load_checkpoint(path).model.training_data == "patient0_1, patient1_1"
     with CheckpointModel(path) as model:  # what was kept, on whole volumes as the runtime prepares them
-        assert min(evaluate_scan(scan, model).in_volume.dice for scan in scans) > 0.85
+        assert min(evaluate_scan(scan, model).in_volume.dice for scan in scans) > 0.9
     assert (tmp_path / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
