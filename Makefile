@@ -42,8 +42,8 @@ $(VENV)/.test-tools: $(BIN)/python $(SOURCES) constraints.txt
 # from it and sees all, which becomes the default model: what it knows of the others it need not learn again. The steps are those
 # of a CPU; a GPU does many more: make weights HELD_STEPS=6000 ALL_STEPS=3000. Tensors that keep their memory save a tenth of the time.
 HELD_OUT := p19
-HELD_STEPS := 850
-ALL_STEPS := 210
+HELD_STEPS := 1600
+ALL_STEPS := 600
 DONORS := ../shared/data/lit_masks
 DEFAULT := runtime/models/default
 RESUME = $(if $(wildcard $(1)/run.json),--resume)
@@ -52,7 +52,7 @@ weights: $(VENV)/.test-tools
 	$(TRAIN) -o weights/held-out --without $(HELD_OUT) --set steps=$(HELD_STEPS) --set warm_up=30 \
 		$(call RESUME,weights/held-out)
 	$(TRAIN) -o weights/all --start weights/held-out/checkpoint.pt --set steps=$(ALL_STEPS) --set warm_up=30 \
-		--set learning_rate=3e-4 --set frozen_norms=1.0 --set seed=1 $(call RESUME,weights/all)
+		--set learning_rate=6e-4 --set frozen_norms=1.0 --set network.dropout=0 --set seed=1 $(call RESUME,weights/all)
 	$(BIN)/lesionrt export weights/held-out/checkpoint.pt -o weights/held-out/bundle --force
 	$(BIN)/lesionrt evaluate weights/scans.csv --patient $(HELD_OUT) --model weights/held-out/bundle \
 		-o weights/held-out/evaluation --force
