@@ -170,11 +170,11 @@ def check_free(job: Job) -> None:
 
 
 def write_results(
-    result: Segmentation, job: Job, probabilities: bool = False, overlay: bool = False
+    result: Segmentation, job: Job, probabilities: bool = False, overlay: bool = False, force: bool = False
 ) -> dict[str, Path]:
     """Write mask, table and report, and on request probabilities and overlay, all of them or none.
 
-    What an earlier run left of the others is removed: it would show another result.
+    With `force`, all that an earlier run left is removed, also what is not written now: it would show another result.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def write_results(
     Raises
     ------
     OutputError
-        If a file cannot be written.
+        If a file cannot be written, or without `force` exists already.
     """
     content = {
         "report": (json.dumps(result.report, indent=2) + "\n").encode(),
@@ -194,9 +194,11 @@ def write_results(
     if probabilities:
         content["probability"] = nifti_bytes(result.probability)
     content["mask"] = nifti_bytes(result.mask)
-    write_atomically({job.targets[kind]: data for kind, data in content.items()})
-    for kind in job.targets.keys() - content.keys():
-        job.targets[kind].unlink(missing_ok=True)
+    if not force:
+        check_free(job)  # again: another run may have written while this one computed
+    write_atomically(
+        {job.targets[kind]: data for kind, data in content.items()}, list(job.targets.values()) if force else ()
+    )
     return {kind: job.targets[kind] for kind in content}
 
 

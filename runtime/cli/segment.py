@@ -78,7 +78,7 @@ def command(
         for job, read in _read_ahead(plan.jobs, lambda job: _read(segmenter, job, brain_mask, force)):
             start = time.perf_counter()
             try:
-                line = _segment(segmenter, job, read(), probabilities, overlay, as_json)
+                line = _segment(segmenter, job, read(), probabilities, overlay, force, as_json)
             except (InputError, UnavailableError, OSError, MemoryError) as error:
                 line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
                 failures[job.flair] = UnavailableError.exit_code if isinstance(error, UnavailableError) else 3
@@ -113,15 +113,21 @@ def _read(segmenter: "Segmenter", job: "Job", brain_mask: Path | None, force: bo
 
 
 def _segment(
-    segmenter: "Segmenter", job: "Job", loaded: "Loaded", probabilities: bool, overlay: bool, as_json: bool
+    segmenter: "Segmenter",
+    job: "Job",
+    loaded: "Loaded",
+    probabilities: bool,
+    overlay: bool,
+    force: bool,
+    as_json: bool,
 ) -> dict[str, Any]:
     """One volume to files; its line for `--json`."""
     from lesionrt.runtime.outputs import write_results
 
     with _progress(job.flair.name, as_json) as progress:
         result = segmenter.segment(loaded, progress)
-    written = {kind: str(path) for kind, path in write_results(result, job, probabilities, overlay).items()}
-    return {**result.report, "outputs": written}
+    written = write_results(result, job, probabilities, overlay, force)
+    return {**result.report, "outputs": {kind: str(path) for kind, path in written.items()}}
 
 
 def _tell(line: dict[str, Any], as_json: bool, seconds: float = 0.0) -> None:

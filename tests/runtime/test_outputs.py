@@ -18,7 +18,9 @@ import pytest
 
 from lesionrt.runtime.errors import OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
-from lesionrt.runtime.outputs import nifti_bytes, plan_jobs, targets_of
+from lesionrt.runtime.outputs import Job, nifti_bytes, plan_jobs, targets_of, write_results
+from lesionrt.runtime.segmenter import Segmentation
+from lesionrt.runtime.volume import read_volume
 
 COMMAND = Path(sys.executable).parent / "lesionrt"
 RESULTS = ["flair_lesions.csv", "flair_lesions.nii.gz", "flair_report.json"]
@@ -178,6 +180,52 @@ def test_existing_result_is_overwritten_with_force_only(
     segment(flake, "-o", tmp_path, "--force")
     assert sorted(files(tmp_path)) == RESULTS
     assert (tmp_path / name).read_bytes() != b"mine"
+
+
+@pytest.fixture
+def result(small_flair: Path) -> Segmentation:
+    """Nothing was found."""
+    image = nib.load(small_flair)
+    empty = nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine)
+    return Segmentation(empty, empty, [], {"lesion_count": 0}, read_volume(small_flair))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(Path("flair.nii.gz"), targets_of(tmp_path / "flair.nii.gz"))
+
+
+@pytest.mark.parametrize("kind", ["mask", "overlay"])
+def test_what_another_run_wrote_in_the_meantime_stays(result: Segmentation, job: Job, kind: str) -> None:
+    job.targets[kind].write_bytes(b"of another run")
+    with pytest.raises(OutputError, match=rf"{job.targets[kind].name} exists already; give --force"):
+        write_results(result, job)
+    assert files(job.targets[kind].parent) == {job.targets[kind].name: b"of another run"}
+
+
+def test_a_folder_in_place_of_a_result_is_found_before_anything_is_replaced(result: Segmentation, job: Job) -> None:
+    job.targets["mask"].write_bytes(b"old")
+    job.targets["overlay"].mkdir()
+    with pytest.raises(OutputError, match=r"flair_overlay\.png: cannot be written, it is a folder"):
+        write_results(result, job, force=True)
+    assert files(job.targets["mask"].parent) == {"flair_lesions.nii.gz": b"old"}
+
+
+def test_no_old_result_is_left_beside_a_new_one(
+    result: Segmentation, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for target in job.targets.values():
+        target.write_bytes(b"old")
+    rename = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        rename(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_results(result, job, force=True)
+    assert [*files(job.targets["mask"].parent)] == ["flair_report.json"]
 
 
 @pytest.mark.parametrize("out", ["a file", "a file/out", "/proc/out"])
