@@ -13,7 +13,7 @@ import nibabel as nib
 from lesionrt.runtime.errors import OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.lesions import lesion_table
-from lesionrt.runtime.nifti import SUFFIXES
+from lesionrt.runtime.nifti import SUFFIXES, stem_of
 from lesionrt.runtime.overlay import draw_overlay
 from lesionrt.runtime.segmenter import Segmentation
 
@@ -125,7 +125,7 @@ def _volumes(folder: Path) -> tuple[list[Path], list[Path]]:
     own: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.rglob("*")):
-        if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file():
+        if stem_of(path.name) is not None and not path.name.startswith(".") and path.is_file():
             (own if _is_own(path) else others).append(path)
     return own, others
 
@@ -148,7 +148,7 @@ def targets_of(place: Path) -> dict[str, Path]:
     >>> str(targets_of(Path("out/sub-01_ses-2_desc-preproc_FLAIR.nii"))["mask"])
     'out/sub-01_ses-2_desc-lesions_mask.nii.gz'
     """
-    stem = next((place.name.removesuffix(suffix) for suffix in SUFFIXES if place.name.endswith(suffix)), place.name)
+    stem = stem_of(place.name) or place.name
     bids = _BIDS_NAME.fullmatch(stem)
     if bids:
         entities = re.sub(r"_desc-[0-9A-Za-z+]+", "", bids["entities"])

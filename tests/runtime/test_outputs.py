@@ -53,6 +53,7 @@ def touch(folder: Path, *names: str) -> list[Path]:
     ("name", "mask", "table"),
     [
         ("flair.nii", "flair_lesions.nii.gz", "flair_lesions.csv"),
+        ("P07.NII.GZ", "P07_lesions.nii.gz", "P07_lesions.csv"),
         ("p07.t2.nii.gz", "p07.t2_lesions.nii.gz", "p07.t2_lesions.csv"),
         ("a/b/flair.nii.gz", "a/b/flair_lesions.nii.gz", "a/b/flair_lesions.csv"),
         ("sub-01.nii.gz", "sub-01_lesions.nii.gz", "sub-01_lesions.csv"),
@@ -94,7 +95,9 @@ def test_relative_and_absolute_inputs_have_a_common_folder(tmp_path: Path, monke
 
 
 def test_folder_stands_for_its_volumes_without_our_results(tmp_path: Path) -> None:
-    scans = touch(tmp_path, "a/flair.nii.gz", "a/sub-1_FLAIR.nii", "b/lesions.nii.gz", "b/other_lesions.nii.gz")
+    scans = touch(
+        tmp_path, "a/flair.nii.gz", "a/X.NII.GZ", "a/sub-1_FLAIR.nii", "b/lesions.nii.gz", "b/other_lesions.nii.gz"
+    )
     touch(tmp_path, "a/notes.txt", "a/.flair.nii.gz", "a/.flair_lesions.nii.gz.0a1b2c3d.partial")
     results = touch(
         tmp_path,
