@@ -45,6 +45,10 @@ def stored_bytes(path: Path) -> bytes:
         If it is missing, empty, unreadable or no NIfTI file by its name.
     """
     if not os.path.exists(path):  # noqa: PTH110 (a name too long for the file system does not exist)
+        if path.is_symlink():
+            raise VolumeError(
+                f"a link to {path.readlink()}, which is not there; fetch it (`git annex get`) or mend the link"
+            )
         raise VolumeError("no such file")
     if not path.is_file():
         raise VolumeError("not a file; expected a NIfTI volume (.nii or .nii.gz)")

@@ -61,12 +61,13 @@ def command(
     plan = plan_jobs(flair, out, brain_mask)
     for path in plan.left_out:
         print(f"left out, a result of lesionrt: {path}", file=sys.stderr)
+    if plan.other_contrasts:
+        count, example = len(plan.other_contrasts), plan.other_contrasts[0]
+        print(f"left out, no FLAIR by their BIDS names: {count}, such as {example}", file=sys.stderr)
     failures: dict[Path, int] = {}
-    for path in plan.empty:
+    for path, problem in plan.unusable.items():
         failures[path] = InputError.exit_code
-        _tell(
-            {"input": str(path), "error": f"{path}: no volumes in this folder; expected .nii or .nii.gz files"}, as_json
-        )
+        _tell({"input": str(path), "error": f"{path}: {problem}"}, as_json)
     if not plan.jobs:
         raise typer.Exit(InputError.exit_code)
     with Segmenter(
@@ -83,7 +84,7 @@ def command(
                 line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
                 failures[job.flair] = UnavailableError.exit_code if isinstance(error, UnavailableError) else 3
             _tell(line, as_json, time.perf_counter() - start)
-    total = len(plan.jobs) + len(plan.empty)
+    total = len(plan.jobs) + len(plan.unusable)
     if total > 1 and not as_json:
         print(f"{total - len(failures)} of {total} inputs segmented")
     if total > 1 and failures:

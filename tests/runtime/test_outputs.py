@@ -1,7 +1,9 @@
 """Where results go, and that they are there as a whole or not at all."""
 
+import errno
 import gzip
 import json
+import os
 import re
 import resource
 import shutil
@@ -11,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from lesionrt.runtime.errors import OutputError, UsageError
+from lesionrt.runtime.errors import OutputError, UsageError, VolumeError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.outputs import Job, nifti_bytes, plan_jobs, targets_of, write_results
 from lesionrt.runtime.segmenter import Segmentation
@@ -118,7 +121,55 @@ def test_folder_stands_for_its_volumes_without_our_results(tmp_path: Path) -> No
 def test_folder_without_volumes_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", "x_report.json", "x_lesions.nii.gz")
     plan = plan_jobs([tmp_path], tmp_path / "out")
-    assert (plan.jobs, plan.empty) == ([], [tmp_path])
+    assert (plan.jobs, list(plan.unusable)) == ([], [tmp_path])
+
+
+def test_folders_that_cannot_be_entered_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [scan] = touch(tmp_path, "a/flair.nii")
+    (tmp_path / "b").mkdir()
+    listed = os.scandir
+
+    def scandir(folder: str) -> Any:  # root may enter every folder
+        if Path(folder).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    plan = plan_jobs([tmp_path], tmp_path / "out")
+    assert [job.flair for job in plan.jobs] == [scan]
+    assert [*plan.unusable] == [tmp_path / "b"]
+    assert "Permission denied" in plan.unusable[tmp_path / "b"]
+
+
+def test_a_link_to_nothing_is_no_reason_for_silence(tmp_path: Path) -> None:
+    (tmp_path / "flair.nii.gz").symlink_to("gone.nii.gz")
+    [job] = plan_jobs([tmp_path], tmp_path / "out").jobs
+    with pytest.raises(VolumeError, match=r"flair\.nii\.gz: a link to gone\.nii\.gz, which is not there"):
+        read_volume(job.flair)
+
+
+def test_hidden_folders_are_not_entered(tmp_path: Path) -> None:
+    touch(tmp_path, ".git/annex/x/flair.nii.gz", "a/.old/flair.nii")
+    [scan] = touch(tmp_path / ".data", "flair.nii")
+    assert plan_jobs([tmp_path], tmp_path / "out").jobs == []
+    assert [job.flair for job in plan_jobs([tmp_path / ".data"], tmp_path / "out").jobs] == [scan]
+
+
+def test_a_brain_mask_beside_its_volume_is_not_segmented(tmp_path: Path) -> None:
+    scan, mask = touch(tmp_path, "p01/flair.nii.gz", "p01/brain.nii.gz")
+    (tmp_path / "link").symlink_to("p01")
+    assert [job.flair for job in plan_jobs([mask.parent], tmp_path / "out", tmp_path / "link" / mask.name).jobs] == [
+        scan
+    ]
+
+
+def test_in_a_folder_bids_names_say_what_is_flair(tmp_path: Path) -> None:
+    flairs = touch(tmp_path, "sub-01/anat/sub-01_FLAIR.nii.gz", "sub-02/anat/sub-02_ses-1_flair.nii", "flair_T1w.nii")
+    others = touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    plan = plan_jobs([tmp_path], tmp_path / "out")
+    assert {job.flair for job in plan.jobs} == set(flairs)
+    assert set(plan.other_contrasts) == set(others)
+    assert [job.flair for job in plan_jobs([others[0]], tmp_path / "out").jobs] == [others[0]]  # named, it is taken
 
 
 @pytest.mark.parametrize(
