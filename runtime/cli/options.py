@@ -39,15 +39,22 @@ def needs(extra: str) -> Iterator[None]:
     Raises
     ------
     UnavailableError
-        Naming the missing library and the pip command.
+        Naming the library that is missing or does not load, and the pip command.
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "lesionrt":
+    except (ImportError, OSError) as error:
+        name = getattr(error, "name", None) or ""
+        if name.partition(".")[0] == "lesionrt" or getattr(error, "errno", None):  # a file's, not a library's
             raise
+        if isinstance(error, ModuleNotFoundError):
+            raise UnavailableError(
+                f"{name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'"
+            ) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnavailableError(
-            f"{error.name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'"
+            f"a library that this command needs is installed but cannot be loaded ({first}). "
+            f"Run: pip install --force-reinstall 'lesionrt[{extra}]'"
         ) from error
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from lesionrt.runtime.cli import main
+from lesionrt.runtime.cli.options import needs
+from lesionrt.runtime.errors import UnavailableError
 
 Call = Callable[..., tuple[object, str]]
 TOO_LONG = "x" * 300  # file systems take 255 bytes
@@ -50,6 +52,15 @@ def test_a_file_in_place_of_the_results_folder_is_refused_first(
 ) -> None:
     (tmp_path / "file").touch()
     assert call(*verb, f"file{below}") == (3, "error: file is a file; expected a folder for the results\n")
+
+
+@pytest.mark.parametrize("failure", [ImportError("undefined symbol: x"), OSError("libcudart.so.12: cannot open")])
+def test_a_library_that_does_not_load_is_unavailable(failure: Exception) -> None:
+    with (
+        pytest.raises(UnavailableError, match=rf"\({failure}\)\. Run: pip install .*'lesionrt\[export\]'"),
+        needs("export"),
+    ):
+        raise failure
 
 
 def test_a_seed_beyond_pytorchs_is_a_wrong_option(call: Call) -> None:
