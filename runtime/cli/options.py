@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,11 +25,19 @@ PercentileDifference = Annotated[
     float | None, typer.Option(help="Largest 99.9th percentile of the difference.", min=0, show_default="by precision")
 ]
 MinDice = Annotated[
-    float | None, typer.Option(help="Smallest Dice between masks.", min=0, max=1, show_default="by precision")
+    float | None,
+    typer.Option(
+        help="Smallest Dice between masks, where more than two voxels flip.", min=0, max=1, show_default="by precision"
+    ),
 ]
 MaxFlipped = Annotated[
     float | None,
-    typer.Option(help="Largest share of the reference mask that may flip.", min=0, max=1, show_default="by precision"),
+    typer.Option(
+        help="Largest share of the reference mask that may flip; two voxels always may.",
+        min=0,
+        max=1,
+        show_default="by precision",
+    ),
 ]
 
 
@@ -73,16 +82,21 @@ def check_new(path: Path, force: bool) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a file where a folder for results is expected, before any work is done for it.
+    """Refuse what cannot become a folder for results, before any work is done for it.
 
     Raises
     ------
     OutputError
-        If the path, or what it lies below, is a file.
+        If the path, or what it lies below, is a file or takes no new files.
     """
     there = next((place for place in (path, *path.parents) if place.exists()), None)
     if there is not None and not there.is_dir():
         raise OutputError(f"{there} is a file; expected a folder for the results")
+    try:
+        with TemporaryFile(dir=there):  # permissions alone do not tell: root has them all, /proc takes nothing
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({there}: {error.strerror}); give another folder") from error
 
 
 def tolerances(
