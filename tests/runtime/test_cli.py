@@ -4,11 +4,12 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from lesionrt.runtime.cli import main
-from lesionrt.runtime.cli.options import needs
+from lesionrt.runtime.cli.options import MaxFlipped, MinDice, needs
 from lesionrt.runtime.errors import UnavailableError
 
 Call = Callable[..., tuple[object, str]]
@@ -54,6 +55,14 @@ def test_a_file_in_place_of_the_results_folder_is_refused_first(
     assert call(*verb, f"file{below}") == (3, "error: file is a file; expected a folder for the results\n")
 
 
+@pytest.mark.parametrize("verb", FOLDERS, ids=lambda verb: verb[0])
+def test_a_folder_that_takes_no_files_is_refused_first(call: Call, verb: tuple[str, ...]) -> None:
+    code, said = call(*verb, "/proc/out")
+    assert code == 3
+    assert said.startswith("error: /proc/out: cannot be written (/proc: ")
+    assert said.endswith("; give another folder\n")
+
+
 @pytest.mark.parametrize("failure", [ImportError("undefined symbol: x"), OSError("libcudart.so.12: cannot open")])
 def test_a_library_that_does_not_load_is_unavailable(failure: Exception) -> None:
     with (
@@ -61,6 +70,18 @@ def test_a_library_that_does_not_load_is_unavailable(failure: Exception) -> None
         needs("export"),
     ):
         raise failure
+
+
+def test_help_says_that_two_voxels_may_always_flip() -> None:
+    dice, flipped = (get_args(option)[1].help for option in (MinDice, MaxFlipped))
+    assert "where more than two voxels flip" in dice
+    assert "two voxels always may" in flipped
+
+
+def test_a_reference_file_needs_the_ending_that_is_read(call: Call) -> None:
+    code, said = call("verify", "b", "--input", "f.nii", "--reference", "c.pt", "--save-reference", "ref.dat")
+    assert code == 2
+    assert said == "error: --save-reference is ref.dat; expected a name that ends in .npz, as --reference\n"
 
 
 def test_a_seed_beyond_pytorchs_is_a_wrong_option(call: Call) -> None:
