@@ -13,11 +13,23 @@ from lesionrt.runtime.errors import OutputError, UnavailableError
 if TYPE_CHECKING:
     from lesionrt.runtime.parity import Tolerance
 
+
+def given_path(text: str) -> Path:
+    """A path; an empty one, as of an unset shell variable, would be the current folder."""
+    if not text:
+        raise typer.BadParameter("is empty; expected a file or a folder")
+    return Path(text)
+
+
 BackendOption = Annotated[str, typer.Option(help="auto, tensorrt, rtx, cuda, openvino or cpu (see `lesionrt doctor`).")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else there.")]
-BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder.", metavar="BUNDLE", show_default=False)]
-CheckpointOut = Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.", show_default=False)]
+BundleArgument = Annotated[
+    Path, typer.Argument(help="A bundle's folder.", metavar="BUNDLE", parser=given_path, show_default=False)
+]
+CheckpointOut = Annotated[
+    Path, typer.Option("-o", "--out", help="The checkpoint to write.", parser=given_path, show_default=False)
+]
 MaxDifference = Annotated[
     float | None, typer.Option(help="Largest maximum difference of probabilities.", min=0, show_default="by precision")
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption, check_folder
+from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption, check_folder, given_path
 
 if TYPE_CHECKING:
     from lesionrt.runtime.outputs import Job
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None] | None
 
 
-def _path(text: str) -> Path:
-    """A path; an empty one, as of an unset shell variable, would be the current folder."""
-    if not text:
-        raise typer.BadParameter("is empty; expected a file or a folder")
-    return Path(text)
-
-
 def command(
     flair: Annotated[
         list[Path],
         typer.Argument(
-            help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR", parser=_path, show_default=False
+            help="FLAIR volumes (.nii, .nii.gz), or folders of them.",
+            metavar="FLAIR",
+            parser=given_path,
+            show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
-    model: Annotated[Path | None, typer.Option(help="A bundle's folder.", show_default="the default model")] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the results.", parser=given_path, show_default=False)
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="A bundle's folder.", parser=given_path, show_default="the default model")
+    ] = None,
     backend: BackendOption = "auto",
     threshold: Annotated[
         float | None,
@@ -45,7 +45,8 @@ def command(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write the lesion probabilities too.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write a picture with the lesions drawn.")] = False,
     brain_mask: Annotated[
-        Path | None, typer.Option(help="Brain mask on the volumes' grid.", show_default="voxels that are not 0")
+        Path | None,
+        typer.Option(help="Brain mask on the volumes' grid.", parser=given_path, show_default="voxels that are not 0"),
     ] = None,
     chunk: Annotated[int | None, typer.Option(help="Slices computed at a time.", show_default="by memory")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU.", show_default="one a core")] = None,

@@ -72,6 +72,24 @@ def test_a_library_that_does_not_load_is_unavailable(failure: Exception) -> None
         raise failure
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *((*verb, "") for verb in FOLDERS if verb[0] != "phantom"),
+        *(("segment", "flair.nii.gz", "-o", "out", option, "") for option in ("--model", "--brain-mask")),
+        ("export", "checkpoint.pt", "-o", ""),
+        ("train", "scans.csv", "-o", ""),
+        ("untrained", "-o", ""),
+        ("inspect", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_current_folder(call: Call, arguments: tuple[str, ...]) -> None:
+    code, said = call(*arguments)
+    assert code == 2
+    assert "is empty" in said
+
+
 def test_help_says_that_two_voxels_may_always_flip() -> None:
     dice, flipped = (get_args(option)[1].help for option in (MinDice, MaxFlipped))
     assert "where more than two voxels flip" in dice
