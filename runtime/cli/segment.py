@@ -54,6 +54,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Segment lesions: mask, table and report for each volume, on the volume's own grid."""
+    from lesionrt.runtime.backends.cuda import DeviceError
     from lesionrt.runtime.errors import InputError, UnavailableError
     from lesionrt.runtime.outputs import plan_jobs
     from lesionrt.runtime.segmenter import Segmenter
@@ -83,7 +84,8 @@ def command(
                 line = _segment(segmenter, job, read(), probabilities, overlay, force, as_json)
             except (InputError, UnavailableError, OSError, MemoryError) as error:
                 line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
-                failures[job.flair] = UnavailableError.exit_code if isinstance(error, UnavailableError) else 3
+                # A volume that cannot be computed, as for lack of memory, is as bad as one that cannot be read.
+                failures[job.flair] = (DeviceError if isinstance(error, DeviceError) else InputError).exit_code
             _tell(line, as_json, time.perf_counter() - start)
     total = len(plan.jobs) + len(plan.unusable)
     if total > 1 and not as_json:
@@ -91,7 +93,7 @@ def command(
     if total > 1 and failures:
         print(f"{len(failures)} of {total} failed:", *(f"  {path}" for path in failures), sep="\n", file=sys.stderr)
     if failures:
-        raise typer.Exit(max(failures.values()))  # a backend that fails weighs more than a bad input
+        raise typer.Exit(max(failures.values()))  # a device that is lost weighs more than a bad volume
 
 
 def _read_ahead(

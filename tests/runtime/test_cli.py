@@ -4,13 +4,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 import pytest
 
+from lesionrt.runtime.backends.cuda import DeviceError, OutOfDeviceMemoryError
 from lesionrt.runtime.cli import main
 from lesionrt.runtime.cli.options import MaxFlipped, MinDice, needs
-from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.errors import UnavailableError, VolumeError
+from lesionrt.runtime.segmenter import Segmenter
 
 Call = Callable[..., tuple[object, str]]
 TOO_LONG = "x" * 300  # file systems take 255 bytes
@@ -88,6 +90,32 @@ def test_an_empty_path_is_not_the_current_folder(call: Call, arguments: tuple[st
     code, said = call(*arguments)
     assert code == 2
     assert "is empty" in said
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (MemoryError(), 3),
+        (UnavailableError("ONNX Runtime failed on CPU"), 3),
+        (OutOfDeviceMemoryError("no room"), 3),
+        (VolumeError("empty"), 3),
+        (DeviceError("lost"), 4),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_volume_that_fails_is_a_bad_one_unless_the_device_is_lost(
+    call: Call, monkeypatch: pytest.MonkeyPatch, failure: Exception, expected: int
+) -> None:
+    class Failing(Segmenter):
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def read(self, *_: object) -> NoReturn:
+            raise failure
+
+    monkeypatch.setattr("lesionrt.runtime.segmenter.Segmenter", Failing)
+    assert call("segment", "flair.nii.gz", "-o", "out", "--json")[0] == expected
 
 
 def test_help_says_that_two_voxels_may_always_flip() -> None:
