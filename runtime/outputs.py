@@ -85,12 +85,14 @@ def plan_jobs(inputs: Sequence[Path], out: Path, brain_mask: Path | None = None)
     for given in inputs:
         if os.path.isdir(given):  # noqa: PTH112 (a name too long for the file system is no folder, and no error here)
             roots.append(_absolute(given))
-            found = [path for path in _volumes(given, plan.unusable) if _place(path) != mask_place]
-            plan.left_out.extend(path for path in found if _is_own(path))
-            plan.other_contrasts.extend(path for path in found if not _is_own(path) and _is_other_contrast(path))
-            volumes = [path for path in found if not _is_own(path) and not _is_other_contrast(path)]
-            flairs += volumes
-            if not volumes:
+            before = len(flairs)
+            for path in _volumes(given, plan.unusable):
+                if _place(path) != mask_place:
+                    kind = (
+                        plan.left_out if _is_own(path) else plan.other_contrasts if _is_other_contrast(path) else flairs
+                    )
+                    kind.append(path)
+            if len(flairs) == before:
                 plan.unusable.setdefault(given, "no FLAIR volumes in this folder; expected .nii or .nii.gz files")
         else:
             roots.append(_absolute(given).parent)
