@@ -80,6 +80,7 @@ def export_bundle(
         If ONNX Runtime is missing.
     """
     choose(PROOF_BACKEND)
+    out = out.resolve()  # a link stays and what it names is replaced; the current folder has a name too
     if out.exists() and not force:
         raise OutputError(f"{out} exists already; give --force to replace it, or another folder")
     if out.exists() and not (out / MANIFEST).is_file():
@@ -257,5 +258,9 @@ def _replace(out: Path, partial: Path) -> None:
         return
     old = beside(out)
     out.rename(old)
-    partial.rename(out)
+    try:
+        partial.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
     shutil.rmtree(old)

@@ -55,22 +55,24 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest was read and checked; its files are checked when they are used."""
+    """A bundle whose manifest was read and checked; its files are checked when they are used.
+
+    Attributes
+    ----------
+    sha256
+        Of the manifest as it was read, which holds the sha256 of every other file: it identifies the whole bundle.
+    """
 
     path: Path
     manifest: dict[str, Any]
     model: ModelInfo
     preparation: Preparation
+    sha256: str
 
     @property
     def name(self) -> str:
         """Model name and version, for messages and reports."""
         return f"{self.model.name} {self.model.version}"
-
-    @property
-    def sha256(self) -> str:
-        """Of the manifest, which holds the sha256 of every other file: it identifies the whole bundle."""
-        return sha256(self.path / MANIFEST)
 
     @property
     def precisions(self) -> list[str]:
@@ -189,7 +191,8 @@ def load_bundle(path: Path) -> Bundle:
     if not manifest_path.is_file():
         raise BundleError(f"{path}: not a bundle: it has no {MANIFEST}; make one with `lesionrt export`")
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        content = manifest_path.read_bytes()
+        manifest = json.loads(content.decode())
     except (ValueError, OSError, RecursionError) as error:
         raise BundleError(
             f"{manifest_path}: not readable as JSON ({error}); export or copy the bundle again"
@@ -204,7 +207,8 @@ def load_bundle(path: Path) -> Bundle:
         _check_manifest(manifest)
         how = {"smoothing_mm": 0.0} | manifest["input"]  # earlier manifests do not speak of it
         preparation = {name: how[name] for name in Preparation.__dataclass_fields__}
-        return Bundle(path, manifest, ModelInfo(**manifest["model"]), Preparation(**preparation))
+        model = ModelInfo(**manifest["model"])
+        return Bundle(path, manifest, model, Preparation(**preparation), sha256_of(content))
     except KeyError as error:
         raise BundleError(f"{manifest_path}: has no entry {error}; export the bundle again") from error
     except (TypeError, ValueError, AttributeError) as error:

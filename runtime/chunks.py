@@ -66,11 +66,16 @@ def infer_in_chunks(
     ParityError
         If the network gives another shape.
     """
-    if hasattr(backend, "infer_stack"):  # it cuts a stack itself, to keep the GPU busy
-        whole: NDArray[np.float32] = backend.infer_stack(slices, chunk, progress)
-        return whole
     n, _, height, width = slices.shape
     total = n - 2 * HALO
+    if hasattr(backend, "infer_stack"):  # it cuts a stack itself, to keep the GPU busy
+        whole: NDArray[np.float32] = backend.infer_stack(slices, chunk, progress)
+        if whole.shape != (total, height, width):
+            raise ParityError(
+                f"the network gave lesion {whole.shape} for slices {slices.shape}; expected {(total, height, width)}: "
+                "build the engine again"
+            )
+        return whole
     chunk = chunk or default_chunk(height, width)
     result = np.empty((total, height, width), np.float32)
     stream = backend.stream() if isinstance(backend, StreamingBackend) else HaloStream(backend)

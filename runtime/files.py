@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lesionrt.runtime.errors import OutputError
@@ -21,15 +21,23 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_atomically(files: Mapping[Path, bytes]) -> None:
+def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = ()) -> None:
     """Write files that belong together: all beside their targets first, then each renamed into place.
+
+    Parameters
+    ----------
+    files
+        Content by target.
+    replaced
+        Files of an earlier run.  They are removed when all is written and before the first is renamed: a write that
+        fails leaves them, an interrupted one leaves none of them beside a new file.
 
     Raises
     ------
     OutputError
         If a file cannot be written; none is then left half-written.
     """
-    for target in files:
+    for target in (*files, *replaced):
         if target.is_dir():
             raise OutputError(f"{target}: cannot be written, it is a folder")
     partial: dict[Path, Path] = {}
@@ -41,6 +49,8 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        for target in replaced:
+            target.unlink(missing_ok=True)
         for target, source in partial.items():
             source.replace(target)
     except OSError as error:

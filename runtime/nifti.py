@@ -26,6 +26,16 @@ MOST_FORM_CODE = 5  # of qform and sform (nifti1.h)
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
+def stem_of(name: str) -> str | None:
+    """A volume's name without its ending, in capitals too; None for what is no NIfTI file by its name.
+
+    >>> stem_of("flair.nii.gz"), stem_of("X.NII"), stem_of("flair.mgz")
+    ('flair', 'X', None)
+    """
+    ending = next((ending for ending in SUFFIXES if name.lower().endswith(ending)), None)
+    return None if ending is None else name[: -len(ending)]
+
+
 def stored_bytes(path: Path) -> bytes:
     """The file as it is stored.
 
@@ -35,10 +45,14 @@ def stored_bytes(path: Path) -> bytes:
         If it is missing, empty, unreadable or no NIfTI file by its name.
     """
     if not os.path.exists(path):  # noqa: PTH110 (a name too long for the file system does not exist)
+        if path.is_symlink():
+            raise VolumeError(
+                f"a link to {path.readlink()}, which is not there; fetch it (`git annex get`) or mend the link"
+            )
         raise VolumeError("no such file")
     if not path.is_file():
         raise VolumeError("not a file; expected a NIfTI volume (.nii or .nii.gz)")
-    if not path.name.endswith(SUFFIXES):
+    if stem_of(path.name) is None:
         raise VolumeError("not a NIfTI file by its name; expected .nii or .nii.gz (convert DICOM with dcm2niix)")
     try:
         content = path.read_bytes()

@@ -13,7 +13,7 @@ import nibabel as nib
 from lesionrt.runtime.errors import OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.lesions import lesion_table
-from lesionrt.runtime.nifti import SUFFIXES
+from lesionrt.runtime.nifti import SUFFIXES, stem_of
 from lesionrt.runtime.overlay import draw_overlay
 from lesionrt.runtime.segmenter import Segmentation
 
@@ -32,7 +32,7 @@ _BIDS = {
     "probability": "_desc-lesions_probseg.nii.gz",
     "mask": "_desc-lesions_mask.nii.gz",
 }
-_BIDS_NAME = re.compile(r"(?P<entities>sub-[0-9A-Za-z]+(_[a-z]+-[0-9A-Za-z+]+)*)_[0-9A-Za-z]+")
+_BIDS_NAME = re.compile(r"(?P<entities>sub-[0-9A-Za-z]+(_[a-z]+-[0-9A-Za-z+]+)*)_(?P<suffix>[0-9A-Za-z]+)")
 # A real mask of 7 MB: 10 ms and 69 KB at level 1, 23 ms and 31 KB at 6, 87 ms and 26 KB at 9.
 GZIP_LEVEL = 6
 
@@ -55,36 +55,45 @@ class Plan:
         Every volume of the inputs.
     left_out
         Volumes in folders that lesionrt wrote itself.
-    empty
-        Folders without volumes.
+    other_contrasts
+        Volumes in folders whose BIDS names say that they are no FLAIR.
+    unusable
+        Folders that cannot be read or hold no FLAIR volume, and what is wrong.
     """
 
     jobs: list[Job]
     left_out: list[Path]
-    empty: list[Path]
+    other_contrasts: list[Path]
+    unusable: dict[Path, str]
 
 
 def plan_jobs(inputs: Sequence[Path], out: Path, brain_mask: Path | None = None) -> Plan:
     """Every volume of the inputs with its outputs; nothing is read.
 
-    Each volume keeps its path below the inputs' common folder; a folder stands for all volumes in it.
+    Each volume keeps its path below the inputs' common folder.  A folder stands for all FLAIR volumes in it but the brain
+    mask; where a name is BIDS its suffix says what is FLAIR.  Hidden files and folders are not looked at.
 
     Raises
     ------
     UsageError
         If two volumes would be written to the same file, or one over another input or the brain mask.
     """
-    plan = Plan([], [], [])
+    plan = Plan([], [], [], {})
+    mask_place = None if brain_mask is None else _place(brain_mask)
     flairs: list[Path] = []
     roots: list[Path] = []
     for given in inputs:
         if os.path.isdir(given):  # noqa: PTH112 (a name too long for the file system is no folder, and no error here)
             roots.append(_absolute(given))
-            own, others = _volumes(given)
-            plan.left_out.extend(own)
-            flairs += others
-            if not others:
-                plan.empty.append(given)
+            before = len(flairs)
+            for path in _volumes(given, plan.unusable):
+                if _place(path) != mask_place:
+                    kind = (
+                        plan.left_out if _is_own(path) else plan.other_contrasts if _is_other_contrast(path) else flairs
+                    )
+                    kind.append(path)
+            if len(flairs) == before:
+                plan.unusable.setdefault(given, "no FLAIR volumes in this folder; expected .nii or .nii.gz files")
         else:
             roots.append(_absolute(given).parent)
             flairs.append(given)
@@ -120,14 +129,23 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 (`resolve` would follow a link; it keeps its own name)
 
 
-def _volumes(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The volumes below a folder that lesionrt wrote, and the others."""
-    own: list[Path] = []
-    others: list[Path] = []
-    for path in sorted(folder.rglob("*")):
-        if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file():
-            (own if _is_own(path) else others).append(path)
-    return own, others
+def _volumes(folder: Path, unusable: dict[Path, str]) -> list[Path]:
+    """What is named as a volume below a folder, also what cannot be read; folders that cannot be go to `unusable`."""
+
+    def refused(error: OSError) -> None:
+        unusable[Path(error.filename)] = f"cannot be read ({error.strerror}); mend its permissions or leave it out"
+
+    volumes: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refused):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        volumes += [Path(parent, name) for name in names if stem_of(name) is not None and not name.startswith(".")]
+    return sorted(volumes)
+
+
+def _is_other_contrast(path: Path) -> bool:
+    """BIDS by its name, with a suffix that is not FLAIR."""
+    bids = _BIDS_NAME.fullmatch(stem_of(path.name) or "")
+    return bids is not None and bids["suffix"].lower() != "flair"
 
 
 def _is_own(path: Path) -> bool:
@@ -148,7 +166,7 @@ def targets_of(place: Path) -> dict[str, Path]:
     >>> str(targets_of(Path("out/sub-01_ses-2_desc-preproc_FLAIR.nii"))["mask"])
     'out/sub-01_ses-2_desc-lesions_mask.nii.gz'
     """
-    stem = next((place.name.removesuffix(suffix) for suffix in SUFFIXES if place.name.endswith(suffix)), place.name)
+    stem = stem_of(place.name) or place.name
     bids = _BIDS_NAME.fullmatch(stem)
     if bids:
         entities = re.sub(r"_desc-[0-9A-Za-z+]+", "", bids["entities"])
@@ -170,11 +188,11 @@ def check_free(job: Job) -> None:
 
 
 def write_results(
-    result: Segmentation, job: Job, probabilities: bool = False, overlay: bool = False
+    result: Segmentation, job: Job, probabilities: bool = False, overlay: bool = False, force: bool = False
 ) -> dict[str, Path]:
     """Write mask, table and report, and on request probabilities and overlay, all of them or none.
 
-    What an earlier run left of the others is removed: it would show another result.
+    With `force`, all that an earlier run left is removed, also what is not written now: it would show another result.
 
     Returns
     -------
@@ -183,7 +201,7 @@ def write_results(
     Raises
     ------
     OutputError
-        If a file cannot be written.
+        If a file cannot be written, or without `force` exists already.
     """
     content = {
         "report": (json.dumps(result.report, indent=2) + "\n").encode(),
@@ -194,9 +212,11 @@ def write_results(
     if probabilities:
         content["probability"] = nifti_bytes(result.probability)
     content["mask"] = nifti_bytes(result.mask)
-    write_atomically({job.targets[kind]: data for kind, data in content.items()})
-    for kind in job.targets.keys() - content.keys():
-        job.targets[kind].unlink(missing_ok=True)
+    if not force:
+        check_free(job)  # again: another run may have written while this one computed
+    write_atomically(
+        {job.targets[kind]: data for kind, data in content.items()}, list(job.targets.values()) if force else ()
+    )
     return {kind: job.targets[kind] for kind in content}
 
 

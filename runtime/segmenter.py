@@ -232,7 +232,9 @@ class Segmenter:
         untrained = None if self.bundle.model.trained else UNTRAINED
         of_backend = getattr(chosen.backend, "warnings", ())
         other = None if chosen.backend is self.backend else f"run by {chosen.backend.name} ({chosen.why})"
-        return [*volume.warnings, *(text for text in (skull, untrained, other) if text is not None), *of_backend]
+        of_mask = [] if brain_mask is None else [f"brain mask: {text}" for text in brain_mask.warnings]
+        texts = (skull, untrained, other)
+        return [*volume.warnings, *of_mask, *(text for text in texts if text is not None), *of_backend]
 
     def _found(self, volume: Volume, brain_mask: Volume | None, lesions: list[Lesion]) -> dict[str, Any]:
         return {

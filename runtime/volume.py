@@ -121,7 +121,7 @@ def skull_warning(volume: Volume) -> str | None:
 
 def _read_file(path: Path) -> Volume:
     stored = stored_bytes(path)
-    return _check(parse(stored, path.name.endswith(".gz")), str(path), hashlib.sha256(stored).hexdigest())
+    return _check(parse(stored, path.name.lower().endswith(".gz")), str(path), hashlib.sha256(stored).hexdigest())
 
 
 def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:

@@ -18,6 +18,8 @@ from lesionrt.train.model import Network, NetworkConfig
 
 FORMAT = "lesionrt checkpoint"
 VERSION = 1
+# A configuration from a file is built without memory first, to compare shapes; these bound the time which that takes.
+LARGEST = {"levels": 8, "layers": 64}
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path}: incomplete checkpoint, without {', '.join(missing)}")
     try:
+        _check_state(content["network"], content["state"])
         network = Network(NetworkConfig(**content["network"]))
         preparation = Preparation(**content["preparation"])
         model = ModelInfo(**content["model"])
         network.load_state_dict(content["state"])
-    except (TypeError, ValueError, RuntimeError) as error:  # load_state_dict lists every key that differs
+    except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint(network.eval(), preparation, model)
+
+
+def _check_state(network: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Refuse parameters that are not those of the configuration, before the network takes memory."""
+    other = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
+    if other:
+        raise ValueError(f"entry {other[0]!r} of its state is no named tensor; save the checkpoint again")
+    config = NetworkConfig(**network)
+    for name, largest in LARGEST.items():
+        if getattr(config, name) > largest:
+            raise ValueError(f"network configuration: {name} is {getattr(config, name)}; expected at most {largest}")
+    with torch.device("meta"):
+        Network(config).load_state_dict(state, assign=True)  # lists every key that differs
 
 
 def read_torch_file(path: Path) -> Any:

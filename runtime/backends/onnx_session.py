@@ -1,5 +1,6 @@
 """What the ONNX Runtime backends share: one session on one execution provider."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -12,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Arrays, Probe
-from lesionrt.runtime.errors import BundleError, UnavailableError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 _INSTALLS = {"cpu": "onnxruntime", "gpu": "'onnxruntime-gpu[cuda,cudnn]'"}
+# Memory that was not given, in the words of its arenas, of C++, of CUDA and of NumPy.
+_ALLOCATION = re.compile(r"alloc|out of memory", re.IGNORECASE)
 
 
 def installed() -> dict[str, str]:
@@ -117,12 +120,13 @@ class OnnxSession:
     @contextmanager
     def failures(self) -> Iterator[None]:
         """ONNX Runtime's exceptions while it computes, as ours."""
+        if self._session is None:
+            raise UsageError("the segmenter is closed; use it inside its `with` block")
         try:
             yield
         except Exception as error:
-            raise UnavailableError(
-                f"ONNX Runtime failed on {self.device} ({_first_line(error)}); try a smaller --chunk"
-            ) from error
+            advice = "try a smaller --chunk" if _ALLOCATION.search(str(error)) else "check the model: `lesionrt verify`"
+            raise UnavailableError(f"ONNX Runtime failed on {self.device} ({_first_line(error)}); {advice}") from error
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lesionrt.runtime.cli.options import ForceOption, check_folder, check_new
+from lesionrt.runtime.cli.options import ForceOption, check_folder, check_new, given_path
 
 NAME = "bench"
 
@@ -20,7 +20,9 @@ def command(
         Path | None, typer.Argument(help="A FLAIR volume.", metavar="[FLAIR]", show_default="a phantom")
     ] = None,
     *,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the results.", parser=given_path, show_default=False)
+    ],
     reference: Annotated[
         Path | None,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import ForceOption, JsonOption, check_folder, check_new, needs
+from lesionrt.runtime.cli.options import ForceOption, JsonOption, check_folder, check_new, given_path, needs
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -27,7 +27,9 @@ def command(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the results.", parser=given_path, show_default=False)
+    ],
     masks: Annotated[
         Path | None,
         typer.Option(help="Folder of masks: patient_time.nii.gz, or as `lesionrt segment` names them."),

@@ -12,6 +12,7 @@ from lesionrt.runtime.cli.options import (
     MaxFlipped,
     MinDice,
     PercentileDifference,
+    given_path,
     needs,
     tolerances,
 )
@@ -19,7 +20,9 @@ from lesionrt.runtime.cli.options import (
 
 def command(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to export.", show_default=False)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The bundle's folder.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The bundle's folder.", parser=given_path, show_default=False)
+    ],
     precision: Annotated[
         list[str] | None, typer.Option(help="fp32, fp16 or bf16; may be repeated.", show_default="fp32")
     ] = None,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,11 +13,23 @@ from lesionrt.runtime.errors import OutputError, UnavailableError
 if TYPE_CHECKING:
     from lesionrt.runtime.parity import Tolerance
 
+
+def given_path(text: str) -> Path:
+    """A path; an empty one, as of an unset shell variable, would be the current folder."""
+    if not text:
+        raise typer.BadParameter("is empty; expected a file or a folder")
+    return Path(text)
+
+
 BackendOption = Annotated[str, typer.Option(help="auto, tensorrt, rtx, cuda, openvino or cpu (see `lesionrt doctor`).")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else there.")]
-BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder.", metavar="BUNDLE", show_default=False)]
-CheckpointOut = Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.", show_default=False)]
+BundleArgument = Annotated[
+    Path, typer.Argument(help="A bundle's folder.", metavar="BUNDLE", parser=given_path, show_default=False)
+]
+CheckpointOut = Annotated[
+    Path, typer.Option("-o", "--out", help="The checkpoint to write.", parser=given_path, show_default=False)
+]
 MaxDifference = Annotated[
     float | None, typer.Option(help="Largest maximum difference of probabilities.", min=0, show_default="by precision")
 ]
@@ -24,11 +37,19 @@ PercentileDifference = Annotated[
     float | None, typer.Option(help="Largest 99.9th percentile of the difference.", min=0, show_default="by precision")
 ]
 MinDice = Annotated[
-    float | None, typer.Option(help="Smallest Dice between masks.", min=0, max=1, show_default="by precision")
+    float | None,
+    typer.Option(
+        help="Smallest Dice between masks, where more than two voxels flip.", min=0, max=1, show_default="by precision"
+    ),
 ]
 MaxFlipped = Annotated[
     float | None,
-    typer.Option(help="Largest share of the reference mask that may flip.", min=0, max=1, show_default="by precision"),
+    typer.Option(
+        help="Largest share of the reference mask that may flip; two voxels always may.",
+        min=0,
+        max=1,
+        show_default="by precision",
+    ),
 ]
 
 
@@ -39,15 +60,22 @@ def needs(extra: str) -> Iterator[None]:
     Raises
     ------
     UnavailableError
-        Naming the missing library and the pip command.
+        Naming the library that is missing or does not load, and the pip command.
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "lesionrt":
+    except (ImportError, OSError) as error:
+        name = getattr(error, "name", None) or ""
+        if name.partition(".")[0] == "lesionrt" or getattr(error, "errno", None):  # a file's, not a library's
             raise
+        if isinstance(error, ModuleNotFoundError):
+            raise UnavailableError(
+                f"{name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'"
+            ) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnavailableError(
-            f"{error.name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'"
+            f"a library that this command needs is installed but cannot be loaded ({first}). "
+            f"Run: pip install --force-reinstall 'lesionrt[{extra}]'"
         ) from error
 
 
@@ -66,16 +94,21 @@ def check_new(path: Path, force: bool) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a file where a folder for results is expected, before any work is done for it.
+    """Refuse what cannot become a folder for results, before any work is done for it.
 
     Raises
     ------
     OutputError
-        If the path, or what it lies below, is a file.
+        If the path, or what it lies below, is a file or takes no new files.
     """
     there = next((place for place in (path, *path.parents) if place.exists()), None)
     if there is not None and not there.is_dir():
         raise OutputError(f"{there} is a file; expected a folder for the results")
+    try:
+        with TemporaryFile(dir=there):  # permissions alone do not tell: root has them all, /proc takes nothing
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({there}: {error.strerror}); give another folder") from error
 
 
 def tolerances(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption, check_folder
+from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption, check_folder, given_path
 
 if TYPE_CHECKING:
     from lesionrt.runtime.outputs import Job
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None] | None
 
 
-def _path(text: str) -> Path:
-    """A path; an empty one, as of an unset shell variable, would be the current folder."""
-    if not text:
-        raise typer.BadParameter("is empty; expected a file or a folder")
-    return Path(text)
-
-
 def command(
     flair: Annotated[
         list[Path],
         typer.Argument(
-            help="FLAIR volumes (.nii, .nii.gz), or folders of them.", metavar="FLAIR", parser=_path, show_default=False
+            help="FLAIR volumes (.nii, .nii.gz), or folders of them.",
+            metavar="FLAIR",
+            parser=given_path,
+            show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.", show_default=False)],
-    model: Annotated[Path | None, typer.Option(help="A bundle's folder.", show_default="the default model")] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the results.", parser=given_path, show_default=False)
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="A bundle's folder.", parser=given_path, show_default="the default model")
+    ] = None,
     backend: BackendOption = "auto",
     threshold: Annotated[
         float | None,
@@ -45,7 +45,8 @@ def command(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write the lesion probabilities too.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write a picture with the lesions drawn.")] = False,
     brain_mask: Annotated[
-        Path | None, typer.Option(help="Brain mask on the volumes' grid.", show_default="voxels that are not 0")
+        Path | None,
+        typer.Option(help="Brain mask on the volumes' grid.", parser=given_path, show_default="voxels that are not 0"),
     ] = None,
     chunk: Annotated[int | None, typer.Option(help="Slices computed at a time.", show_default="by memory")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU.", show_default="one a core")] = None,
@@ -53,6 +54,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Segment lesions: mask, table and report for each volume, on the volume's own grid."""
+    from lesionrt.runtime.backends.cuda import DeviceError
     from lesionrt.runtime.errors import InputError, UnavailableError
     from lesionrt.runtime.outputs import plan_jobs
     from lesionrt.runtime.segmenter import Segmenter
@@ -61,12 +63,13 @@ def command(
     plan = plan_jobs(flair, out, brain_mask)
     for path in plan.left_out:
         print(f"left out, a result of lesionrt: {path}", file=sys.stderr)
+    if plan.other_contrasts:
+        count, example = len(plan.other_contrasts), plan.other_contrasts[0]
+        print(f"left out, no FLAIR by their BIDS names: {count}, such as {example}", file=sys.stderr)
     failures: dict[Path, int] = {}
-    for path in plan.empty:
+    for path, problem in plan.unusable.items():
         failures[path] = InputError.exit_code
-        _tell(
-            {"input": str(path), "error": f"{path}: no volumes in this folder; expected .nii or .nii.gz files"}, as_json
-        )
+        _tell({"input": str(path), "error": f"{path}: {problem}"}, as_json)
     if not plan.jobs:
         raise typer.Exit(InputError.exit_code)
     with Segmenter(
@@ -78,18 +81,19 @@ def command(
         for job, read in _read_ahead(plan.jobs, lambda job: _read(segmenter, job, brain_mask, force)):
             start = time.perf_counter()
             try:
-                line = _segment(segmenter, job, read(), probabilities, overlay, as_json)
+                line = _segment(segmenter, job, read(), probabilities, overlay, force, as_json)
             except (InputError, UnavailableError, OSError, MemoryError) as error:
                 line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
-                failures[job.flair] = UnavailableError.exit_code if isinstance(error, UnavailableError) else 3
+                # A volume that cannot be computed, as for lack of memory, is as bad as one that cannot be read.
+                failures[job.flair] = (DeviceError if isinstance(error, DeviceError) else InputError).exit_code
             _tell(line, as_json, time.perf_counter() - start)
-    total = len(plan.jobs) + len(plan.empty)
+    total = len(plan.jobs) + len(plan.unusable)
     if total > 1 and not as_json:
         print(f"{total - len(failures)} of {total} inputs segmented")
     if total > 1 and failures:
         print(f"{len(failures)} of {total} failed:", *(f"  {path}" for path in failures), sep="\n", file=sys.stderr)
     if failures:
-        raise typer.Exit(max(failures.values()))  # a backend that fails weighs more than a bad input
+        raise typer.Exit(max(failures.values()))  # a device that is lost weighs more than a bad volume
 
 
 def _read_ahead(
@@ -113,15 +117,21 @@ def _read(segmenter: "Segmenter", job: "Job", brain_mask: Path | None, force: bo
 
 
 def _segment(
-    segmenter: "Segmenter", job: "Job", loaded: "Loaded", probabilities: bool, overlay: bool, as_json: bool
+    segmenter: "Segmenter",
+    job: "Job",
+    loaded: "Loaded",
+    probabilities: bool,
+    overlay: bool,
+    force: bool,
+    as_json: bool,
 ) -> dict[str, Any]:
     """One volume to files; its line for `--json`."""
     from lesionrt.runtime.outputs import write_results
 
     with _progress(job.flair.name, as_json) as progress:
         result = segmenter.segment(loaded, progress)
-    written = {kind: str(path) for kind, path in write_results(result, job, probabilities, overlay).items()}
-    return {**result.report, "outputs": written}
+    written = write_results(result, job, probabilities, overlay, force)
+    return {**result.report, "outputs": {kind: str(path) for kind, path in written.items()}}
 
 
 def _tell(line: dict[str, Any], as_json: bool, seconds: float = 0.0) -> None:

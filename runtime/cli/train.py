@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import needs
+from lesionrt.runtime.cli.options import given_path, needs
 
 
 def command(
     dataset: Annotated[
         Path, typer.Argument(help="CSV with flair, mask, patient, time; or an ISBI 2015 folder.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder.", parser=given_path, show_default=False)],
     recipe: Annotated[str, typer.Option(help="default, paper, or a TOML file.")] = "default",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of the recipe; may be repeated.", show_default=False)

@@ -50,7 +50,7 @@ def command(
         Path | None, typer.Option("--input", help="Compare on this whole volume; with a checkpoint.")
     ] = None,
     save_reference: Annotated[
-        Path | None, typer.Option(help="Keep the volume's PyTorch probabilities as a reference file.")
+        Path | None, typer.Option(help="Keep the volume's PyTorch probabilities as a reference file (.npz).")
     ] = None,
     max_difference: MaxDifference = None,
     percentile_difference: PercentileDifference = None,
@@ -80,6 +80,10 @@ def command(
             "--save-reference keeps the probabilities of a volume: give --input and --reference checkpoint.pt too"
         )
     if save_reference is not None:
+        if save_reference.suffix != STORED:
+            raise UsageError(
+                f"--save-reference is {save_reference}; expected a name that ends in {STORED}, as --reference"
+            )
         check_new(save_reference, force)
     loaded = load_bundle(bundle)
     plan = _plan(loaded, backend, precision)

@@ -1,5 +1,6 @@
 """Bundles, and that none is written without its proof."""
 
+import errno
 import json
 from collections.abc import Callable
 from hashlib import sha256
@@ -12,16 +13,20 @@ import onnxruntime
 import pytest
 import torch
 
+from lesionrt.export.bundle import export_bundle
 from lesionrt.export.graph import export_graph
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.stream import export_stream_graph
 from lesionrt.runtime.backends.onnx_stream import OnnxStream
+from lesionrt.runtime.bundle import MANIFEST
 from lesionrt.runtime.chunks import infer_in_chunks
+from lesionrt.runtime.errors import OutputError
 from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lesionrt.train.model import Network, NetworkConfig, SqueezeAttention, windows_of
 from lesionrt.train.untrained import untrained_checkpoint
 
 Run = Callable[..., Any]
+LEAST = NetworkConfig(growth_rate=4, layers=1, levels=1, first_channels=8, attention=False, convlstm=False)
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -132,6 +137,40 @@ def test_a_bundle_is_replaced_only_by_force_and_only_by_a_good_one(
         "reference.npz",
     }
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.fixture
+def old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle that is to be replaced; the new one is a file that says so."""
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / MANIFEST).write_text("old")
+    monkeypatch.setattr("lesionrt.export.bundle._build", lambda *given: (given[2] / MANIFEST).write_text("new"))
+    return tmp_path / "v1"
+
+
+@pytest.mark.parametrize("out", ["link", "."])
+def test_the_bundle_behind_a_link_is_replaced(old_bundle: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    (old_bundle.parent / "link").symlink_to("v1")
+    monkeypatch.chdir(old_bundle if out == "." else old_bundle.parent)
+    export_bundle(untrained_checkpoint(LEAST), "0" * 64, Path(out), ["fp32"], force=True)
+    assert (old_bundle / MANIFEST).read_text() == "new"
+    assert {path.name for path in old_bundle.parent.iterdir()} == {"v1", "link"}
+    assert (old_bundle.parent / "link").is_symlink()
+
+
+def test_a_bundle_that_cannot_be_replaced_is_put_back(old_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if (self / MANIFEST).read_text() == "new":
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError, match=r"cannot be written .No space left"):
+        export_bundle(untrained_checkpoint(LEAST), "0" * 64, old_bundle, ["fp32"], force=True)
+    assert (old_bundle / MANIFEST).read_text() == "old"
+    assert [path.name for path in old_bundle.parent.iterdir()] == ["v1"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Arrays, Stream
 from lesionrt.runtime.chunks import default_chunk, infer_in_chunks
+from lesionrt.runtime.errors import ParityError
 
 Array = NDArray[np.float32]
 
@@ -49,6 +50,13 @@ class StreamingNeighbours(Neighbours):
             return Neighbours().infer({"slices": known})["lesion"]
 
         return following
+
+
+class WholeStack(Neighbours):
+    """It cuts a stack itself, and loses the last slice."""
+
+    def infer_stack(self, slices: Array, chunk: int | None, progress: object) -> Array:
+        return self.infer({"slices": slices})["lesion"][:-1]
 
 
 def stack(n: int) -> Array:
@@ -125,3 +133,8 @@ def test_the_default_chunk_is_the_one_that_is_used() -> None:
     backend = Neighbours()
     infer_in_chunks(backend, np.zeros((8, 1, 256, 256), np.float32))  # 6 output slices, 2 at a time
     assert backend.fed == [4, 4, 4]
+
+
+def test_a_whole_stack_of_another_shape_is_refused() -> None:
+    with pytest.raises(ParityError, match=r"gave lesion \(3, 2, 3\) .* expected \(4, 2, 3\)"):
+        infer_in_chunks(WholeStack(), stack(4))

@@ -4,10 +4,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn, get_args
 
 import pytest
 
+from lesionrt.runtime.backends.cuda import DeviceError, OutOfDeviceMemoryError
 from lesionrt.runtime.cli import main
+from lesionrt.runtime.cli.options import MaxFlipped, MinDice, needs
+from lesionrt.runtime.errors import UnavailableError, VolumeError
+from lesionrt.runtime.segmenter import Segmenter
 
 Call = Callable[..., tuple[object, str]]
 TOO_LONG = "x" * 300  # file systems take 255 bytes
@@ -58,6 +63,79 @@ def test_nothing_is_made_where_one_of_several_phantoms_exists(call: Call, tmp_pa
     assert code == 3
     assert said.startswith("error: phantom001_mask.nii.gz exists already")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("verb", FOLDERS, ids=lambda verb: verb[0])
+def test_a_folder_that_takes_no_files_is_refused_first(call: Call, verb: tuple[str, ...]) -> None:
+    code, said = call(*verb, "/proc/out")
+    assert code == 3
+    assert said.startswith("error: /proc/out: cannot be written (/proc: ")
+    assert said.endswith("; give another folder\n")
+
+
+@pytest.mark.parametrize("failure", [ImportError("undefined symbol: x"), OSError("libcudart.so.12: cannot open")])
+def test_a_library_that_does_not_load_is_unavailable(failure: Exception) -> None:
+    with (
+        pytest.raises(UnavailableError, match=rf"\({failure}\)\. Run: pip install .*'lesionrt\[export\]'"),
+        needs("export"),
+    ):
+        raise failure
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *((*verb, "") for verb in FOLDERS if verb[0] != "phantom"),
+        *(("segment", "flair.nii.gz", "-o", "out", option, "") for option in ("--model", "--brain-mask")),
+        ("export", "checkpoint.pt", "-o", ""),
+        ("train", "scans.csv", "-o", ""),
+        ("untrained", "-o", ""),
+        ("inspect", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_current_folder(call: Call, arguments: tuple[str, ...]) -> None:
+    code, said = call(*arguments)
+    assert code == 2
+    assert "is empty" in said
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (MemoryError(), 3),
+        (UnavailableError("ONNX Runtime failed on CPU"), 3),
+        (OutOfDeviceMemoryError("no room"), 3),
+        (VolumeError("empty"), 3),
+        (DeviceError("lost"), 4),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_volume_that_fails_is_a_bad_one_unless_the_device_is_lost(
+    call: Call, monkeypatch: pytest.MonkeyPatch, failure: Exception, expected: int
+) -> None:
+    class Failing(Segmenter):
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def read(self, *_: object) -> NoReturn:
+            raise failure
+
+    monkeypatch.setattr("lesionrt.runtime.segmenter.Segmenter", Failing)
+    assert call("segment", "flair.nii.gz", "-o", "out", "--json")[0] == expected
+
+
+def test_help_says_that_two_voxels_may_always_flip() -> None:
+    dice, flipped = (get_args(option)[1].help for option in (MinDice, MaxFlipped))
+    assert "where more than two voxels flip" in dice
+    assert "two voxels always may" in flipped
+
+
+def test_a_reference_file_needs_the_ending_that_is_read(call: Call) -> None:
+    code, said = call("verify", "b", "--input", "f.nii", "--reference", "c.pt", "--save-reference", "ref.dat")
+    assert code == 2
+    assert said == "error: --save-reference is ref.dat; expected a name that ends in .npz, as --reference\n"
 
 
 def test_a_seed_beyond_pytorchs_is_a_wrong_option(call: Call) -> None:

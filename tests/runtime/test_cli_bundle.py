@@ -119,6 +119,13 @@ def test_damaged_file_of_a_bundle_is_named_and_not_used(
         assert not out.exists()
 
 
+def test_a_loaded_bundle_keeps_the_sha256_of_what_was_read(full_bundle: Path, tmp_path: Path) -> None:
+    shutil.copy(full_bundle / MANIFEST, tmp_path)
+    loaded, read = load_bundle(tmp_path), sha256(tmp_path / MANIFEST)
+    edit(tmp_path, lambda manifest: manifest["model"].update(version="another"))
+    assert loaded.sha256 == read != load_bundle(tmp_path).sha256
+
+
 def rename(name: str) -> Callable[[dict[str, Any]], object]:
     def change(manifest: dict[str, Any]) -> None:
         manifest["files"][name] = manifest["files"].pop(GRAPH)

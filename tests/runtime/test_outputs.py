@@ -1,7 +1,9 @@
 """Where results go, and that they are there as a whole or not at all."""
 
+import errno
 import gzip
 import json
+import os
 import re
 import resource
 import shutil
@@ -11,14 +13,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from lesionrt.runtime.errors import OutputError, UsageError
+from lesionrt.runtime.errors import OutputError, UsageError, VolumeError
 from lesionrt.runtime.files import write_atomically
-from lesionrt.runtime.outputs import nifti_bytes, plan_jobs, targets_of
+from lesionrt.runtime.outputs import Job, nifti_bytes, plan_jobs, targets_of, write_results
+from lesionrt.runtime.segmenter import Segmentation
+from lesionrt.runtime.volume import read_volume
 
 COMMAND = Path(sys.executable).parent / "lesionrt"
 RESULTS = ["flair_lesions.csv", "flair_lesions.nii.gz", "flair_report.json"]
@@ -51,6 +56,7 @@ def touch(folder: Path, *names: str) -> list[Path]:
     ("name", "mask", "table"),
     [
         ("flair.nii", "flair_lesions.nii.gz", "flair_lesions.csv"),
+        ("P07.NII.GZ", "P07_lesions.nii.gz", "P07_lesions.csv"),
         ("p07.t2.nii.gz", "p07.t2_lesions.nii.gz", "p07.t2_lesions.csv"),
         ("a/b/flair.nii.gz", "a/b/flair_lesions.nii.gz", "a/b/flair_lesions.csv"),
         ("sub-01.nii.gz", "sub-01_lesions.nii.gz", "sub-01_lesions.csv"),
@@ -92,7 +98,9 @@ def test_relative_and_absolute_inputs_have_a_common_folder(tmp_path: Path, monke
 
 
 def test_folder_stands_for_its_volumes_without_our_results(tmp_path: Path) -> None:
-    scans = touch(tmp_path, "a/flair.nii.gz", "a/sub-1_FLAIR.nii", "b/lesions.nii.gz", "b/other_lesions.nii.gz")
+    scans = touch(
+        tmp_path, "a/flair.nii.gz", "a/X.NII.GZ", "a/sub-1_FLAIR.nii", "b/lesions.nii.gz", "b/other_lesions.nii.gz"
+    )
     touch(tmp_path, "a/notes.txt", "a/.flair.nii.gz", "a/.flair_lesions.nii.gz.0a1b2c3d.partial")
     results = touch(
         tmp_path,
@@ -113,7 +121,55 @@ def test_folder_stands_for_its_volumes_without_our_results(tmp_path: Path) -> No
 def test_folder_without_volumes_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", "x_report.json", "x_lesions.nii.gz")
     plan = plan_jobs([tmp_path], tmp_path / "out")
-    assert (plan.jobs, plan.empty) == ([], [tmp_path])
+    assert (plan.jobs, list(plan.unusable)) == ([], [tmp_path])
+
+
+def test_folders_that_cannot_be_entered_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [scan] = touch(tmp_path, "a/flair.nii")
+    (tmp_path / "b").mkdir()
+    listed = os.scandir
+
+    def scandir(folder: str) -> Any:  # root may enter every folder
+        if Path(folder).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    plan = plan_jobs([tmp_path], tmp_path / "out")
+    assert [job.flair for job in plan.jobs] == [scan]
+    assert [*plan.unusable] == [tmp_path / "b"]
+    assert "Permission denied" in plan.unusable[tmp_path / "b"]
+
+
+def test_a_link_to_nothing_is_no_reason_for_silence(tmp_path: Path) -> None:
+    (tmp_path / "flair.nii.gz").symlink_to("gone.nii.gz")
+    [job] = plan_jobs([tmp_path], tmp_path / "out").jobs
+    with pytest.raises(VolumeError, match=r"flair\.nii\.gz: a link to gone\.nii\.gz, which is not there"):
+        read_volume(job.flair)
+
+
+def test_hidden_folders_are_not_entered(tmp_path: Path) -> None:
+    touch(tmp_path, ".git/annex/x/flair.nii.gz", "a/.old/flair.nii")
+    [scan] = touch(tmp_path / ".data", "flair.nii")
+    assert plan_jobs([tmp_path], tmp_path / "out").jobs == []
+    assert [job.flair for job in plan_jobs([tmp_path / ".data"], tmp_path / "out").jobs] == [scan]
+
+
+def test_a_brain_mask_beside_its_volume_is_not_segmented(tmp_path: Path) -> None:
+    scan, mask = touch(tmp_path, "p01/flair.nii.gz", "p01/brain.nii.gz")
+    (tmp_path / "link").symlink_to("p01")
+    assert [job.flair for job in plan_jobs([mask.parent], tmp_path / "out", tmp_path / "link" / mask.name).jobs] == [
+        scan
+    ]
+
+
+def test_in_a_folder_bids_names_say_what_is_flair(tmp_path: Path) -> None:
+    flairs = touch(tmp_path, "sub-01/anat/sub-01_FLAIR.nii.gz", "sub-02/anat/sub-02_ses-1_flair.nii", "flair_T1w.nii")
+    others = touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    plan = plan_jobs([tmp_path], tmp_path / "out")
+    assert {job.flair for job in plan.jobs} == set(flairs)
+    assert set(plan.other_contrasts) == set(others)
+    assert [job.flair for job in plan_jobs([others[0]], tmp_path / "out").jobs] == [others[0]]  # named, it is taken
 
 
 @pytest.mark.parametrize(
@@ -178,6 +234,52 @@ def test_existing_result_is_overwritten_with_force_only(
     segment(flake, "-o", tmp_path, "--force")
     assert sorted(files(tmp_path)) == RESULTS
     assert (tmp_path / name).read_bytes() != b"mine"
+
+
+@pytest.fixture
+def result(small_flair: Path) -> Segmentation:
+    """Nothing was found."""
+    image = nib.load(small_flair)
+    empty = nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine)
+    return Segmentation(empty, empty, [], {"lesion_count": 0}, read_volume(small_flair))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(Path("flair.nii.gz"), targets_of(tmp_path / "flair.nii.gz"))
+
+
+@pytest.mark.parametrize("kind", ["mask", "overlay"])
+def test_what_another_run_wrote_in_the_meantime_stays(result: Segmentation, job: Job, kind: str) -> None:
+    job.targets[kind].write_bytes(b"of another run")
+    with pytest.raises(OutputError, match=rf"{job.targets[kind].name} exists already; give --force"):
+        write_results(result, job)
+    assert files(job.targets[kind].parent) == {job.targets[kind].name: b"of another run"}
+
+
+def test_a_folder_in_place_of_a_result_is_found_before_anything_is_replaced(result: Segmentation, job: Job) -> None:
+    job.targets["mask"].write_bytes(b"old")
+    job.targets["overlay"].mkdir()
+    with pytest.raises(OutputError, match=r"flair_overlay\.png: cannot be written, it is a folder"):
+        write_results(result, job, force=True)
+    assert files(job.targets["mask"].parent) == {"flair_lesions.nii.gz": b"old"}
+
+
+def test_no_old_result_is_left_beside_a_new_one(
+    result: Segmentation, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for target in job.targets.values():
+        target.write_bytes(b"old")
+    rename = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        rename(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_results(result, job, force=True)
+    assert [*files(job.targets["mask"].parent)] == ["flair_report.json"]
 
 
 @pytest.mark.parametrize("out", ["a file", "a file/out", "/proc/out"])

@@ -73,6 +73,12 @@ def test_a_good_file_gives_its_voxels_and_affine(kind: str, suffix: str, tmp_pat
     assert volume.name == str(path)
 
 
+@pytest.mark.parametrize(("name", "pack"), [("A.NII", bytes), ("A.Nii.GZ", gzip.compress)])
+def test_an_ending_in_capitals_is_as_good(name: str, pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(pack(nifti()))
+    np.testing.assert_array_equal(read_volume(tmp_path / name).data, DATA)
+
+
 def test_an_image_in_memory_is_as_good_as_a_file() -> None:
     volume = read_flair(image())
     np.testing.assert_array_equal(volume.data, DATA)

@@ -8,7 +8,7 @@ import torch
 
 from lesionrt.runtime.errors import CheckpointError
 from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
-from lesionrt.train.model import NetworkConfig
+from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.untrained import untrained_checkpoint
 
 SMALL = NetworkConfig(growth_rate=2, layers=1, levels=1, first_channels=4, attention=False, readout="centre")
@@ -97,6 +97,40 @@ def test_parameters_that_do_not_fit_are_all_listed(file: Path) -> None:
     torch.save(content, file)
     with pytest.raises(CheckpointError, match=r"(?s)first\.bias.*extra|extra.*first\.bias"):
         load_checkpoint(file)
+
+
+@pytest.mark.parametrize("entry", [{7: torch.zeros(1)}, {"first.bias": "text"}])
+def test_a_state_of_anything_but_named_tensors_is_refused(file: Path, entry: dict[object, object]) -> None:
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "state": {**content["state"], **entry}}, file)
+    with pytest.raises(
+        CheckpointError, match=rf"model\.pt: entry {next(iter(entry))!r} of its state is no named tensor"
+    ):
+        load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [({"levels": 9}, "levels is 9; expected at most 8"), ({"growth_rate": 10**6}, "size mismatch")],
+)
+def test_a_configuration_beyond_its_parameters_takes_no_memory(
+    file: Path, changed: dict[str, int], finding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = torch.load(file, weights_only=True)
+    content["network"].update(changed)
+    torch.save(content, file)
+    devices = []
+    built = Network.__init__
+
+    def init(self: Network, config: NetworkConfig) -> None:
+        devices.append(torch.get_default_device().type)
+        if devices[-1] == "meta":
+            built(self, config)
+
+    monkeypatch.setattr(Network, "__init__", init)
+    with pytest.raises(CheckpointError, match=rf"(?s)model\.pt: .*{finding}"):
+        load_checkpoint(file)
+    assert set(devices) <= {"meta"}
 
 
 class _Code:

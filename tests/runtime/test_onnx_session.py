@@ -1,0 +1,47 @@
+"""What ONNX Runtime's failures become."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lesionrt.runtime.backends.onnx_session import OnnxSession
+from lesionrt.runtime.errors import UnavailableError, UsageError
+
+FEED = {"slices": np.zeros((3, 1, 4, 4), np.float32)}
+
+
+class Failing:
+    """A session whose runs fail with these words."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def run(self, *_: Any) -> Any:
+        raise RuntimeError(self.words)
+
+
+def session(inside: Failing | None) -> OnnxSession:
+    made = OnnxSession.__new__(OnnxSession)  # without a graph
+    made.device, made._session = "CPU", inside
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "chunk"),
+    [
+        ("BFCArena: Failed to allocate memory for requested buffer of size 8", True),
+        ("std::bad_alloc", True),
+        ("CUDA failure 2: out of memory", True),
+        ("Concat: axis 1 has mismatched dimensions of 4 and 5", False),
+    ],
+)
+def test_a_smaller_chunk_is_advised_where_memory_is_missing(words: str, chunk: bool) -> None:
+    with pytest.raises(UnavailableError, match="failed on CPU") as caught:
+        session(Failing(words)).infer(FEED)
+    assert ("--chunk" in str(caught.value)) is chunk
+
+
+def test_a_closed_session_says_so() -> None:
+    with pytest.raises(UsageError, match="the segmenter is closed"):
+        session(None).infer(FEED)
