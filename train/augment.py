@@ -2,6 +2,9 @@
 
 All of it happens on prepared slices: robust z-values whose background is -5 and whose median is 0. An intensity x
 of the scanner stands in them as about ``1 + z / 5`` medians, so that the background is dark.
+
+Why not a library: MONAI 1.6.1's transforms of the kinds that it has took 1.5 times as long for a slab (55 against 36 ms, in turns
+on one thread), mix the background into the brain's edge, and know neither slice thickness nor lesions.
 """
 
 from collections.abc import Callable, Sequence
