@@ -42,7 +42,7 @@ class Recipe:
     slabs: int = 4
     slab_slices: int = 3
     size: int = 128
-    lesion_centred: float = 0.4
+    lesion_centred: float = 0.25
     donors: str = ""
     steps: int = 1600
     epoch_steps: int = 100
@@ -56,7 +56,7 @@ class Recipe:
     average: float = 0.99
     frozen_norms: float = 0.4
     attention_gain: float = 0.1
-    cross_entropy: float = 1.0
+    cross_entropy: float = 2.0
     dice_smoothing: float = 1.0
     precision: str = "auto"
     keep: str = "last"

@@ -76,7 +76,7 @@ def test_what_should_be_looked_at_is_a_warning(tmp_path: Path, fault: dict[str, 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"mask": np.ones((6, 6, 5), np.uint8)}, "has 6x6x5 voxels"),
+        ({"mask": np.eye(6, 5, dtype=np.uint8)[:, None].repeat(6, 1)}, "has 6x6x5 voxels"),
         ({"affine": np.diag([1.0, 2.0, 3.0, 1.0])}, "its affine places it up to 10.0 mm from"),
         ({"mask": np.arange(216, dtype=np.float32).reshape(6, 6, 6)}, "is no lesion mask"),
         ({"flair": np.ones((6, 6, 6), np.float32)}, "the image is constant"),
