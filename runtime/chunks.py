@@ -73,7 +73,7 @@ def infer_in_chunks(
         if whole.shape != (total, height, width):
             raise ParityError(
                 f"the network gave lesion {whole.shape} for slices {slices.shape}; expected {(total, height, width)}: "
-                "build the engine again"
+                "export the bundle, or build its engine, again"
             )
         return whole
     chunk = chunk or default_chunk(height, width)
