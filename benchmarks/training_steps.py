@@ -68,7 +68,7 @@ def command(
         for _ in range(repeats):
             seconds["default"] += step_seconds(default, scans, folder, steps)
             seconds["paper"] += step_seconds(paper, scans, folder, steps)
-    outputs = {"default": default.slabs * (default.slab_slices - 2), "paper": paper.batch}
+    outputs = {"default": default.slabs * default.slab_slices, "paper": paper.batch}
     pixels = {"default": default.size**2, "paper": 192 * 160}  # the phantom's brain, padded
     report = {
         recipe: {

@@ -55,7 +55,7 @@ class Augmentation:
     intensity: float = 1.0
     sharpness: float = 0.7
     contrast: float = 0.4
-    transplant: float = 0.4
+    transplant: float = 0.6
 
 
 @dataclass(frozen=True)

@@ -330,16 +330,19 @@ class Network(nn.Module):
         return self.decode(hidden, [skip[1:-1] for skip in skips])
 
     def slab_logits(self, slabs: Tensor) -> Tensor:
-        """Slabs (batch, s, H, W) of consecutive slices to logits (batch (s - 2), 2, H, W), in one pass."""
+        """Slabs (batch, s, H, W) of consecutive slices to logits (batch s, 2, H, W), in one pass.
+
+        Each slab's first and last slice repeat themselves as neighbour, as the runtime has it at a volume's ends.
+        """
         batch, count, height, width = slabs.shape
         *skips, features = self._encode_once(slabs.reshape(batch * count, 1, height, width))
-        # The first slice of each window that lies within one slab.
-        first = (torch.arange(batch)[:, None] * count + torch.arange(count - 2)).flatten().to(slabs.device)
-        if self.convlstm is None:
-            hidden = features[first + 1]
-        else:
-            hidden = self.convlstm.stack(features, self.config.readout)[first]
-        return self.decode(hidden, [skip[first + 1] for skip in skips])
+        if self.convlstm is not None:
+            slab, halo = torch.arange(batch)[:, None], torch.arange(-1, count + 1).clamp(0, count - 1)
+            gates = features[(slab * count + halo).flatten().to(slabs.device)]  # count + 2 of each slab
+            # Windows that begin in one slab and end in the next are dropped.
+            first = (slab * (count + 2) + torch.arange(count)).flatten().to(slabs.device)
+            features = self.convlstm.stack(gates, self.config.readout)[first]
+        return self.decode(features, skips)
 
     def forward(self, windows: Tensor) -> Tensor:
         """Windows (batch, 3, H, W) to lesion probabilities (batch, H, W) of the centre slices."""

@@ -21,7 +21,7 @@ _CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "keep": ("last", "best"),
 }
-_AT_LEAST_ONE = ("slabs", "size", "batch", "epoch_steps", "steps", "epochs")
+_AT_LEAST_ONE = ("slabs", "slab_slices", "size", "batch", "epoch_steps", "steps", "epochs")
 _SHARE = "a share of the slabs, from 0 (never) to 1 (always)"
 LARGEST_SEED = 2**64 - 1  # that PyTorch takes
 
@@ -42,7 +42,7 @@ class Recipe:
     slabs: int = 4
     slab_slices: int = 3
     size: int = 128
-    lesion_centred: float = 0.25
+    lesion_centred: float = 0.3
     donors: str = ""
     steps: int = 1600
     epoch_steps: int = 100
@@ -61,7 +61,7 @@ class Recipe:
     precision: str = "auto"
     keep: str = "last"
     seed: int = 0
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(dropout=0.0))
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -74,8 +74,6 @@ class Recipe:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected at least {least}")
         if self.seed > LARGEST_SEED:
             raise DatasetError(f"recipe: seed is {self.seed}; expected at most {LARGEST_SEED}")
-        if self.slab_slices < 3:
-            raise DatasetError(f"recipe: slab_slices is {self.slab_slices}; expected at least 3, one window")
         if self.size % self.network.size_multiple:
             raise DatasetError(
                 f"recipe: size is {self.size}; expected a multiple of {self.network.size_multiple}, as the network has {self.network.levels} levels"

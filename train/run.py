@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import CheckpointError, DatasetError, Interrupted, OutputError
 from lesionrt.runtime.files import write_atomically
+from lesionrt.runtime.processor import fast_bfloat16
 from lesionrt.train.cache import PreparedScan
 from lesionrt.train.checkpoint import Checkpoint, read_torch_file, save_checkpoint
 from lesionrt.train.history import draw_history, history_csv
@@ -352,10 +353,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    # Plain AVX-512 emulates it, and is then slower than float32.
-    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
+    return fast_bfloat16() and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _dice(counts: Tensor) -> float:

@@ -16,7 +16,7 @@ Sample = tuple[Tensor, Tensor]
 
 
 class Slabs(Dataset[Sample]):
-    """Slabs (s, H, W) float32 and the lesions (s - 2, H, W) of all slices but the first and last, 0 or 1."""
+    """Slabs (s, H, W) float32 and their lesions (s, H, W), 0 or 1."""
 
     def __init__(self, scans: Sequence[PreparedScan], recipe: Recipe, donors: Sequence[Lesions]) -> None:
         self._recipe = recipe
@@ -42,7 +42,7 @@ class Slabs(Dataset[Sample]):
         scan = patient[rng.integers(len(patient))]
         centre = self._centres[scan.name].draw(rng, rng.random() < recipe.lesion_centred, recipe.size // 4)
         slab = cut(scan, centre, recipe.slab_slices, recipe.size, recipe.augmentation, self._donors, rng)
-        return torch.from_numpy(slab.slices), torch.from_numpy(slab.lesions[1:-1].astype(np.float32))
+        return torch.from_numpy(slab.slices), torch.from_numpy(slab.lesions.astype(np.float32))
 
 
 class Windows(Dataset[Sample]):

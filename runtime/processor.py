@@ -1,0 +1,41 @@
+"""What this machine's processor is good at."""
+
+from functools import cache
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@cache
+def fast_bfloat16() -> bool:
+    """Whether the processor computes faster in bfloat16 than in float32.
+
+    Having its instructions is not enough. Measured with convolutions of this network: an AMD processor with AVX-512 BF16 is
+    1.8 times as fast in it as in float32, an Intel processor with AVX-512 BF16 but without AMX takes 1.5 times as long.
+    """
+    try:
+        return _fast_bfloat16(CPUINFO.read_text(encoding="utf-8", errors="replace"))
+    except OSError:  # no Linux: float32 is right anywhere
+        return False
+
+
+def _fast_bfloat16(cpuinfo: str) -> bool:
+    """Of what Linux tells of its processors.
+
+    >>> _fast_bfloat16("vendor_id : AuthenticAMD\\nflags : avx512f avx512_bf16")
+    True
+    >>> _fast_bfloat16("vendor_id : GenuineIntel\\nflags : avx512f avx512_bf16")
+    False
+    >>> _fast_bfloat16("vendor_id : GenuineIntel\\nflags : avx512_bf16 amx_bf16 amx_tile")
+    True
+    >>> _fast_bfloat16("Features : asimd sve bf16")
+    True
+    """
+    values: dict[str, str] = {}
+    for line in cpuinfo.splitlines():  # of the first processor; the others are alike
+        key, _, value = line.partition(":")
+        values.setdefault(key.strip(), value)
+    flags = {*values.get("flags", "").split(), *values.get("Features", "").split()}
+    if values.get("vendor_id", "").strip() == "AuthenticAMD":
+        flags |= {"bf16"} & {flag.removeprefix("avx512_") for flag in flags}
+    return bool(flags & {"bf16", "amx_bf16"})
