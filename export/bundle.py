@@ -10,13 +10,23 @@ from typing import Any
 
 import numpy as np
 
+from lesionrt.export.blocked import BlockedStream
 from lesionrt.export.emulation import EMULATED_PRECISION, open_emulated
-from lesionrt.export.graph import OPSETS, export_graph, graph_metadata, parts_in_float32
+from lesionrt.export.graph import OPSETS, export_graph, graph_metadata, parts_in_float32, with_one_input_channel
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.reference import window_probabilities
-from lesionrt.export.stream import export_stream_graph
+from lesionrt.export.stream import Stream, export_stream_graph
 from lesionrt.runtime.backends import choose, open_backend
-from lesionrt.runtime.bundle import FORMAT, MANIFEST, PRECISIONS, REFERENCE, VERSION, load_bundle
+from lesionrt.runtime.bundle import (
+    BLOCKED_GRAPHS,
+    FORMAT,
+    MANIFEST,
+    PRECISIONS,
+    REFERENCE,
+    STREAM_GRAPHS,
+    VERSION,
+    load_bundle,
+)
 from lesionrt.runtime.errors import OutputError, ParityError
 from lesionrt.runtime.files import beside, sha256
 from lesionrt.runtime.parity import EXPORT_TOLERANCES, Reference, Tolerance, report_lines, save_reference
@@ -27,7 +37,7 @@ from lesionrt.train.model import Network
 from lesionrt.train.untrained import phantom_slices
 
 STACKS = (1, 2, 6)  # output slices
-STREAMED = ("fp32",)  # half precision is for GPUs, which take a volume at once
+STREAMED = "fp32"  # half precision is for GPUs, which take a volume at once
 PROOF_BACKEND = "cpu"
 
 Say = Callable[[str], None]
@@ -124,7 +134,8 @@ def _build(
         )
     wide = [] if ranges is None else ranges["in_float32"]
     in_float32 = {precision: parts_in_float32(network, precision, wide) for precision in precisions}
-    graphs, streams = _write_graphs(network, checkpoint_sha256, folder, in_float32, say)
+    graphs = _write_graphs(network, checkpoint_sha256, folder, in_float32, say)
+    streams = _write_streams(network, checkpoint_sha256, folder, graphs, say)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -154,11 +165,11 @@ def _build(
     for precision in precisions:
         say(f"parity, {precision}")
         rows += _prove(folder, precision, tolerances[precision], references)
-    manifest["stream_graphs"] = streams
-    _write_manifest(manifest, folder)
-    for precision in streams:
-        say(f"parity of the graph that streams, {precision}")
-        rows += _prove_stream(folder, precision, tolerances[precision], references)
+    for kind, name in streams.items():  # ONNX Runtime takes the last one that the manifest names
+        say(f"parity, {name}")
+        manifest[kind] = {STREAMED: name}
+        _write_manifest(manifest, folder)
+        rows += _prove_stream(folder, STREAMED, name, tolerances[STREAMED], references)
     failed = [row for row in rows if row["findings"]]
     if failed:
         raise ParityError(
@@ -170,21 +181,31 @@ def _build(
 
 def _write_graphs(
     network: Network, checkpoint_sha256: str, folder: Path, in_float32: dict[str, list[str]], say: Say
-) -> tuple[dict[str, str], dict[str, str]]:
-    """File names by precision: of the graphs for whole stacks, and of those that stream."""
+) -> dict[str, str]:
+    """Names by precision of the graphs for whole stacks."""
     graphs: dict[str, str] = {}
-    streams: dict[str, str] = {}
     for precision in sorted(in_float32, key=PRECISIONS.index):  # float32 first: its file holds the weights
         say(f"ONNX graph, {precision}")
         weights = folder / graphs["fp32"] if "fp32" in graphs else None
         graphs[precision] = f"model_{precision}.onnx"
         metadata = graph_metadata(network, checkpoint_sha256, precision)
         export_graph(network, precision, folder / graphs[precision], metadata, in_float32[precision], weights)
-        if precision in STREAMED:
-            say(f"ONNX graph that streams, {precision}")
-            streams[precision] = f"stream_{precision}.onnx"
-            export_stream_graph(network, folder / streams[precision], metadata, folder / graphs[precision])
-    return graphs, streams
+    return graphs
+
+
+def _write_streams(
+    network: Network, checkpoint_sha256: str, folder: Path, graphs: dict[str, str], say: Say
+) -> dict[str, str]:
+    """Names by kind of the graphs that take and give the state between chunks."""
+    if STREAMED not in graphs:
+        return {}
+    grey, metadata = with_one_input_channel(network), graph_metadata(network, checkpoint_sha256, STREAMED)
+    streams: dict[str, str] = {}
+    for kind, stream in ((STREAM_GRAPHS, Stream(grey)), (BLOCKED_GRAPHS, BlockedStream(grey))):
+        streams[kind] = f"{kind.removesuffix('_graphs')}_{STREAMED}.onnx"
+        say(f"ONNX graph, {streams[kind]}")
+        export_stream_graph(stream, folder / streams[kind], metadata, folder / graphs[STREAMED])
+    return streams
 
 
 def _prove(folder: Path, precision: str, tolerance: Tolerance, references: Sequence[Reference]) -> list[dict[str, Any]]:
@@ -206,7 +227,7 @@ def _prove(folder: Path, precision: str, tolerance: Tolerance, references: Seque
 
 
 def _prove_stream(
-    folder: Path, precision: str, tolerance: Tolerance, references: Sequence[Reference]
+    folder: Path, precision: str, name: str, tolerance: Tolerance, references: Sequence[Reference]
 ) -> list[dict[str, Any]]:
     """The graph that takes and gives its state against PyTorch, at every length of chunk and both sizes."""
     bundle = load_bundle(folder)
@@ -214,7 +235,7 @@ def _prove_stream(
     with open_backend(PROOF_BACKEND, bundle, precision) as backend:
         for whole in references:
             for chunk in STACKS:
-                what = f"{len(whole.lesion)} output slices of {whole.source}, streamed {chunk} at a time"
+                what = f"{len(whole.lesion)} output slices of {whole.source}, streamed {chunk} at a time by {name}"
                 rows.append(compare_backend(bundle, backend, replace(whole, source=what), tolerance, chunk))
     return rows
 

@@ -28,7 +28,7 @@ def store_in_half(model: onnx.ModelProto) -> None:
         if not np.array_equal(half.astype(np.float32), values):
             continue
         casts.append(_cast_from_half(tensor, half))
-    _prepend(model, casts)
+    prepend(model, casts)
 
 
 def share_weights(model: onnx.ModelProto, stored: Path) -> None:
@@ -54,7 +54,7 @@ def share_weights(model: onnx.ModelProto, stored: Path) -> None:
         if offset >= 0:
             onnx.external_data_helper.set_external_data(tensor, stored.name, offset, len(tensor.raw_data))
             tensor.ClearField("raw_data")
-    _prepend(model, casts)
+    prepend(model, casts)
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
@@ -79,7 +79,7 @@ def _rounds_to(half: NDArray[np.float16], tensor: TensorProto) -> bool:
     return np.array_equal(half.astype(ml_dtypes.bfloat16), numpy_helper.to_array(tensor))
 
 
-def _prepend(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+def prepend(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     """Put nodes before those of a graph: a node comes after what it reads."""
     nodes = [*nodes, *model.graph.node]
     del model.graph.node[:]

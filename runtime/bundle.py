@@ -16,6 +16,9 @@ FORMAT = "lesionrt bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
+# Entries with the graphs that take and give the state between chunks: the network as it is, and as ONNX Runtime's CPU kernels
+# want it, channels in whole blocks.
+STREAM_GRAPHS, BLOCKED_GRAPHS = "stream_graphs", "blocked_graphs"
 # What every manifest holds besides format and version.
 _ENTRIES: dict[str, type] = {
     "model": dict,
@@ -111,21 +114,23 @@ class Bundle:
         digests = [self.manifest["files"][name]["sha256"] for name in names]
         return digests[0] if len(digests) == 1 else sha256_of("".join(digests).encode())
 
-    def stream_graph(self, precision: str) -> Path | None:
+    def stream_graph(self, precision: str, *kinds: str) -> Path | None:
         """The ONNX file of a precision that takes and gives the state between chunks; None if there is none.
 
-        Its weights lie in the file of :meth:`graph`; both are checked.
+        It is the first of the `kinds` that the bundle has, :data:`STREAM_GRAPHS` or :data:`BLOCKED_GRAPHS`. Its weights lie in
+        the file of :meth:`graph`; both are checked.
 
         Raises
         ------
         BundleError
             If one of them is not the file that was exported.
         """
-        name = self.manifest.get("stream_graphs", {}).get(precision)
-        if name is None:
-            return None
-        self.graph(precision)
-        return self.checked(name)
+        for kind in kinds:
+            name = self.manifest.get(kind, {}).get(precision)
+            if name is not None:
+                self.graph(precision)
+                return self.checked(name)
+        return None
 
     def checked(self, name: str) -> Path:
         """A file of the bundle, if it is what the manifest says.
@@ -236,10 +241,13 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         raise BundleError("names no graph")
     if unknown:
         raise BundleError(f"has graphs of precision {', '.join(unknown)}; expected some of {', '.join(PRECISIONS)}")
-    streams = manifest.get("stream_graphs", {})
-    if not isinstance(streams, dict) or not set(streams) <= set(graphs):
-        raise BundleError(f"stream_graphs is {streams!r}; expected a file for some of {', '.join(graphs)}")
-    unlisted = [name for name in (*graphs.values(), *streams.values(), REFERENCE) if name not in manifest["files"]]
+    names = [*graphs.values(), REFERENCE]
+    for kind in (STREAM_GRAPHS, BLOCKED_GRAPHS):
+        streams = manifest.get(kind, {})
+        if not isinstance(streams, dict) or not set(streams) <= set(graphs):
+            raise BundleError(f"{kind} is {streams!r}; expected a file for some of {', '.join(graphs)}")
+        names += streams.values()
+    unlisted = [name for name in names if name not in manifest["files"]]
     if unlisted:
         raise BundleError(f"names {', '.join(map(repr, unlisted))}, of which it has no sha256")
     engines_of(manifest)

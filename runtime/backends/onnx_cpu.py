@@ -5,7 +5,7 @@ import platform
 from lesionrt.runtime.backends import Backend, Probe
 from lesionrt.runtime.backends.onnx_session import OnnxSession, probe_library
 from lesionrt.runtime.backends.onnx_stream import OnnxStream
-from lesionrt.runtime.bundle import Bundle
+from lesionrt.runtime.bundle import BLOCKED_GRAPHS, STREAM_GRAPHS, Bundle
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -16,8 +16,8 @@ def probe(name: str) -> Probe:
 
 
 def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None) -> Backend:
-    """Load a bundle's graph: the one that keeps the state between chunks, where there is one."""
-    graph = bundle.stream_graph(precision)
+    """Load a bundle's graph: one that keeps the state between chunks, where there is one."""
+    graph = bundle.stream_graph(precision, BLOCKED_GRAPHS, STREAM_GRAPHS)
     if graph is None:
         return OnnxSession(name, device(), bundle.graph(precision), precision, PROVIDER, threads)
     return OnnxStream(name, device(), graph, precision, PROVIDER, threads)

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: in bfloat16 where the processor computes in it."""
+"""OpenVINO on the CPU: in bfloat16 where the processor is faster in it."""
 
 import threading
 from collections.abc import Callable
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from lesionrt.runtime.backends import Arrays, Backend, Probe
 from lesionrt.runtime.backends.onnx_cpu import device
 from lesionrt.runtime.backends.onnx_stream import STATE, check_names
-from lesionrt.runtime.bundle import Bundle
+from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle
 from lesionrt.runtime.chunks import default_chunk
 from lesionrt.runtime.errors import BundleError, UnavailableError
 from lesionrt.runtime.prepare import HALO
+from lesionrt.runtime.processor import fast_bfloat16
 
 HINTS = {"bf16": "bf16", "fp32": "f32"}
 BEFORE = 2 * HALO  # slices of which the state is
@@ -39,13 +40,15 @@ def probe(name: str) -> Probe:
 def slower_because() -> str | None:
     """Why `auto` should pass it by although it can run; None where it is faster than ONNX Runtime."""
     return (
-        None if _has_bfloat16() else "the CPU has no bfloat16, without which OpenVINO is not faster than ONNX Runtime"
+        None
+        if _has_bfloat16() and fast_bfloat16()
+        else "the CPU is not faster in bfloat16, without which OpenVINO is hardly faster than ONNX Runtime"
     )
 
 
 def bundle_problem(name: str, bundle: Bundle) -> tuple[str, str] | None:
     """Why it cannot run this bundle, and what would mend that."""
-    if "fp32" not in bundle.manifest.get("stream_graphs", {}):
+    if "fp32" not in bundle.manifest.get(STREAM_GRAPHS, {}):
         return (
             "the bundle has no fp32 graph that keeps the state between chunks",
             "Export it again with --precision fp32",
@@ -54,13 +57,15 @@ def bundle_problem(name: str, bundle: Bundle) -> tuple[str, str] | None:
 
 
 def precisions(name: str, bundle: Bundle) -> list[str]:
-    """Of the float32 graph, which it computes in bfloat16 where the processor does."""
-    return ["bf16", "fp32"] if _has_bfloat16() else ["fp32"]
+    """Of the float32 graph, which it computes in bfloat16 where the processor can; the faster one first."""
+    if not _has_bfloat16():
+        return ["fp32"]
+    return ["bf16", "fp32"] if fast_bfloat16() else ["fp32", "bf16"]
 
 
 def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None) -> Backend:
     """Load a bundle's float32 graph."""
-    graph = bundle.stream_graph("fp32")
+    graph = bundle.stream_graph("fp32", STREAM_GRAPHS)
     if graph is None or precision not in precisions(name, bundle):
         raise BundleError(
             f"{bundle.path}: {name} runs {' and '.join(precisions(name, bundle))} of a bundle with an fp32 graph here, not {precision}"

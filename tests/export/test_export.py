@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from lesionrt.export.bundle import export_bundle
-from lesionrt.export.graph import export_graph
+from lesionrt.export.graph import export_graph, with_one_input_channel
 from lesionrt.export.ranges import product_ranges
-from lesionrt.export.stream import export_stream_graph
+from lesionrt.export.stream import Stream, export_stream_graph
 from lesionrt.runtime.backends.onnx_stream import OnnxStream
 from lesionrt.runtime.bundle import MANIFEST
 from lesionrt.runtime.chunks import infer_in_chunks
@@ -79,8 +79,10 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Path, tiny_checkpoint
     assert {"lesionrt", "torch", "onnx", "onnxscript", "numpy"} == set(manifest["versions"])
     digest = sha256(tiny_checkpoint.read_bytes()).hexdigest()
     assert manifest["checkpoint"]["sha256"] == digest
-    assert set(manifest["files"]) == {"model_fp32.onnx", "model_fp16.onnx", "stream_fp32.onnx", "reference.npz"}
+    streams = {"stream_fp32.onnx", "blocked_fp32.onnx"}
+    assert set(manifest["files"]) == {"model_fp32.onnx", "model_fp16.onnx", "reference.npz", *streams}
     assert manifest["stream_graphs"] == {"fp32": "stream_fp32.onnx"}
+    assert manifest["blocked_graphs"] == {"fp32": "blocked_fp32.onnx"}
     for name, entry in manifest["files"].items():
         content = (tiny_bundle / name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": sha256(content).hexdigest()}
@@ -91,7 +93,12 @@ def test_parity_was_measured_at_three_stacks_and_two_sizes(tiny_bundle: Path) ->
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     measured = {(row["precision"], row["what"]) for row in manifest["parity"]}
     sizes = ("160x188", "8x12")  # the phantom's brain and a part of it, in multiples of 4
-    streamed = {("fp32", f"6 output slices of {s}, streamed {n} at a time") for n in (1, 2, 6) for s in sizes}
+    streamed = {
+        ("fp32", f"6 output slices of {size}, streamed {count} at a time by {name}")
+        for count in (1, 2, 6)
+        for size in sizes
+        for name in ("stream_fp32.onnx", "blocked_fp32.onnx")
+    }
     whole = {(p, f"{n} output slices of {s}") for p in ("fp32", "fp16") for n in (1, 2, 6) for s in sizes}
     assert measured == whole | streamed
     fp32 = [row for row in manifest["parity"] if row["precision"] == "fp32"]
@@ -195,7 +202,7 @@ def test_every_variant_exports_and_streams(tmp_path: Path, attention: bool, conv
     config = NetworkConfig(4, 2, 1, 8, attention=attention, convlstm=convlstm, readout=readout)  # type: ignore[arg-type]
     network = Network(config).eval()
     export_graph(network, "fp32", tmp_path / "m.onnx", {})
-    export_stream_graph(network, tmp_path / "s.onnx", {}, tmp_path / "m.onnx")
+    export_stream_graph(Stream(with_one_input_channel(network)), tmp_path / "s.onnx", {}, tmp_path / "m.onnx")
     slices = np.random.default_rng(0).normal(size=(7, 1, 6, 8)).astype(np.float32)
     with torch.inference_mode():
         expected = network(windows_of(torch.from_numpy(slices))).numpy()

@@ -66,12 +66,24 @@ def test_slices_are_spread_evenly_over_the_pieces(
 
 
 @BFLOAT16
-def test_bfloat16_is_taken_where_the_processor_has_it(
+@pytest.mark.parametrize(("fast", "expected"), [(True, ["bf16", "fp32"]), (False, ["fp32", "bf16"])])
+def test_bfloat16_is_taken_unasked_where_the_processor_is_faster_in_it(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, expected: list[str]
+) -> None:
+    monkeypatch.setattr(openvino_cpu, "fast_bfloat16", lambda: fast)
+    bundle = load_bundle(tiny_bundle)
+    assert precisions("openvino", bundle) == expected
+    assert choose("auto", bundle)[0] == ("openvino" if fast else "cpu")
+    with open_backend("openvino", bundle) as network:
+        assert network.precision == expected[0]
+
+
+def test_the_report_says_what_computed_in_which_precision(
     run: Callable[..., object], tiny_bundle: Path, flake: Path, tmp_path: Path
 ) -> None:
     run("segment", flake, "-o", tmp_path, "--model", tiny_bundle, "--backend", "openvino")
     report = json.loads((tmp_path / "flair_report.json").read_text())
-    assert (report["backend"], report["precision"]) == ("openvino", "bf16")
+    assert (report["backend"], report["precision"]) == ("openvino", precisions("openvino", load_bundle(tiny_bundle))[0])
     assert report["versions"]["backend"].startswith("openvino 20")
 
 
@@ -80,7 +92,7 @@ def test_auto_passes_it_by_where_it_is_not_faster(tiny_bundle: Path, monkeypatch
     bundle = load_bundle(tiny_bundle)
     name, why = choose("auto", bundle)
     assert name == "cpu"
-    assert "not openvino: the CPU has no bfloat16" in why
+    assert "not openvino: the CPU is not faster in bfloat16" in why
     assert choose("openvino", bundle) == ("openvino", "asked for")
     assert choose("auto", bundle, {"cpu": "broken"})[0] == "openvino"  # slower is better than not at all
     assert precisions("openvino", bundle) == ["fp32"]

@@ -91,12 +91,14 @@ def test_one_pass_equals_window_by_window(readout: str, attention: bool, convlst
 
 @pytest.mark.parametrize("readout", ["last", "centre"])
 @pytest.mark.parametrize(("attention", "convlstm"), PARAMETERS)
-def test_slabs_equal_window_by_window(readout: str, attention: bool, convlstm: bool) -> None:
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_slabs_equal_window_by_window(readout: str, attention: bool, convlstm: bool, count: int) -> None:
     torch.manual_seed(0)
     config = NetworkConfig(growth_rate=4, layers=2, levels=2, attention=attention, convlstm=convlstm, readout=readout)  # type: ignore[arg-type]
     network = Network(config).eval()
-    slabs = torch.randn(3, 5, 16, 24)
-    windows = torch.cat([windows_of(slab[:, None]) for slab in slabs])
+    slabs = torch.randn(3, count, 16, 24)
+    repeated = torch.cat([slabs[:, :1], slabs, slabs[:, -1:]], 1)  # each end is its own neighbour
+    windows = torch.cat([windows_of(slab[:, None]) for slab in repeated])
     with torch.inference_mode():
         torch.testing.assert_close(network.slab_logits(slabs), network.window_logits(windows), atol=1e-5, rtol=1e-5)
 

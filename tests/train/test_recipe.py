@@ -38,7 +38,7 @@ def test_a_recipe_is_rebuilt_from_what_a_run_stores() -> None:
         ("network.depth=3", DatasetError, "depth is not known; expected growth_rate"),
         ("steps=many", DatasetError, "steps is 'many'; expected int"),
         ("size=100", DatasetError, "size is 100; expected a multiple of 32"),
-        ("slab_slices=2", DatasetError, "slab_slices is 2; expected at least 3"),
+        ("slab_slices=0", DatasetError, "slab_slices is 0; expected at least 1"),
         ("optimiser=lion", DatasetError, "optimiser is 'lion'; expected adamw or sgd"),
         ("learning_rate=0", DatasetError, "learning_rate is 0.0; expected more than 0"),
         ("average=1.5", DatasetError, "average is 1.5; expected 0 to 0.9999"),
