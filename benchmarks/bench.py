@@ -20,6 +20,7 @@ import numpy as np
 
 from lesionrt.benchmarks.bench_table import RESTORED
 from lesionrt.benchmarks.cases import Case, find_cases, select
+from lesionrt.benchmarks.checkpoints import check_preparation, restored_checkpoint
 from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import cores, describe, device_memory_mb
@@ -29,7 +30,7 @@ from lesionrt.benchmarks.rows import finite, relate, row_of
 from lesionrt.benchmarks.scaling import Points, scaling
 from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
-from lesionrt.runtime.errors import BundleError, CheckpointError, UnavailableError
+from lesionrt.runtime.errors import CheckpointError, UnavailableError
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.parity import TOLERANCES, compare, load_reference
 from lesionrt.runtime.phantom import phantom
@@ -100,7 +101,7 @@ def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lesionrt-bench-") as name, contextlib.ExitStack() as stack:
         lacking = None
         if request.checkpoint is None:
-            restored, lacking = _restore(bundle, Path(name))
+            restored, lacking = restored_checkpoint(bundle, Path(name))
             request = replace(request, checkpoint=restored)
         cases = select(find_cases(bundle, request.checkpoint, request.quick, lacking), list(request.names))
         return _Bench(request, bundle, cases, Path(name), stack, say).run()
@@ -123,7 +124,7 @@ class _Bench:
 
     def _prepare(self) -> Prepared:
         if self.request.checkpoint is not None and find_spec("torch") is not None:
-            _check_preparation(self.bundle, self.request.checkpoint)
+            check_preparation(self.bundle, self.request.checkpoint)
         brain = nonzero_brain(self.volume)
         return prepare_volume(self.volume, brain, self.bundle.preparation, self.bundle.size_multiple)
 
@@ -399,34 +400,8 @@ class _Bench:
         }
 
 
-def _restore(bundle: Bundle, folder: Path) -> tuple[Path | None, str | None]:
-    """A bundle's checkpoint in a folder, or why it has none."""
-    if find_spec("torch") is None or find_spec("onnx") is None:
-        return None, "needs PyTorch and onnx. Run: pip install 'lesionrt[export]'"
-    from lesionrt.export.restore import restore_checkpoint
-    from lesionrt.train.checkpoint import save_checkpoint
-
-    path = folder / "restored.pt"
-    try:
-        save_checkpoint(restore_checkpoint(bundle), path)
-    except BundleError as error:
-        return None, f"needs the checkpoint: give --reference checkpoint.pt; it cannot be restored: {error}"
-    return path, None
-
-
 def _write_phantom(folder: Path) -> Path:
     flair, _ = phantom()
     path = folder / "phantom_flair.nii.gz"
     nib.save(nib.Nifti1Image(flair, np.eye(4)), path)
     return path
-
-
-def _check_preparation(bundle: Bundle, checkpoint: Path) -> None:
-    """Both must prepare their input alike, or their results differ for that alone."""
-    from lesionrt.train.checkpoint import load_checkpoint
-
-    found = load_checkpoint(checkpoint).preparation
-    if found != bundle.preparation:
-        raise CheckpointError(
-            f"{checkpoint}: prepares its input as {found}, the bundle {bundle.path} as {bundle.preparation}; export it again"
-        )

@@ -1,6 +1,6 @@
 """nnU-Net v2's planned 2-D network and MONAI's sliding window on the same volume, in an environment of their own.
 
-    python -m lesionrt.benchmarks.peers BUNDLE CHECKPOINT FLAIR -o peers.json [--environment FOLDER] [--repeats 3]
+    python -m lesionrt.benchmarks.peers BUNDLE FLAIR -o peers.json [--environment FOLDER] [--repeats 3]
 
 The environment is made once, with packages from PyPI; where they cannot be installed, the result says why. Of nnU-Net
 it is the bare network of the planned size, called slice by slice without its predictor, with untrained weights: only its speed is
@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from lesionrt.benchmarks.checkpoints import restored_checkpoint
 from lesionrt.benchmarks.interleaved import Spread
 from lesionrt.benchmarks.machine import cores, describe
 from lesionrt.runtime.bundle import load_bundle
@@ -90,8 +91,7 @@ def measure_in(python: Path, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="How the volume is prepared.")],
-    checkpoint: Annotated[Path, typer.Argument(help="The network for MONAI.")],
+    bundle: Annotated[Path, typer.Argument(help="The model.")],
     flair: Annotated[Path, typer.Argument(help="A real volume.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")],
     folder: Annotated[Path, typer.Option("--environment", help="Where the packages go.")] = ENVIRONMENT,
@@ -109,6 +109,9 @@ def command(
     lacking = {name: install(python, package) for name, package in PACKAGES.items()}
     used = threads or cores()
     with tempfile.TemporaryDirectory() as name:
+        checkpoint, problem = restored_checkpoint(model, Path(name))
+        if checkpoint is None:
+            raise UnavailableError(f"{bundle}: {problem}")
         stack = Path(name) / "slices.npy"
         np.save(stack, prepared.slices[first : first + count + 2 * HALO])
         order = {

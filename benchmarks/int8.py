@@ -1,0 +1,165 @@
+"""Post-training int8 for CPUs, tried: how fast it is and what it does to the masks.
+
+    python -m lesionrt.benchmarks.int8 BUNDLE FLAIR [FLAIR ...] -o int8.json [--slices 24] [--search]
+
+Needs `pip install nncf` beside the package with its extra `openvino`. NNCF quantises the graph that OpenVINO runs, calibrated on
+slices of the volumes; `--search` lets it measure which layers cost the masks most and leave those as they were. It is a trial:
+what does not hold :data:`LEAST_DICE` against float32 is not offered.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from lesionrt.benchmarks.machine import describe
+from lesionrt.runtime.backends.openvino_cpu import BEFORE, OpenvinoBackend
+from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle, load_bundle
+from lesionrt.runtime.cli.options import check_new
+from lesionrt.runtime.errors import BundleError, LesionrtError, UnavailableError
+from lesionrt.runtime.files import write_atomically
+from lesionrt.runtime.prepare import HALO, prepare_volume
+from lesionrt.runtime.volume import nonzero_brain, read_flair
+
+LEAST_DICE = 0.99  # of int8 masks against float32 masks
+PIECE = 4  # slices of a calibration sample
+Array = NDArray[np.float32]
+
+
+def dice(found: NDArray[np.bool_], expected: NDArray[np.bool_]) -> float:
+    """Of two masks; 1 where both are empty.
+
+    >>> dice(np.array([True, True, False]), np.array([True, False, False]))
+    0.6666666666666666
+    """
+    total = int(found.sum()) + int(expected.sum())
+    return 2 * int((found & expected).sum()) / total if total else 1.0
+
+
+def slab(bundle: Bundle, flair: Path, count: int) -> Array:
+    """Slices (n + 2, 1, H, W) from the middle of a volume's brain, or all of them."""
+    volume = read_flair(flair)
+    slices = prepare_volume(volume, nonzero_brain(volume), bundle.preparation, bundle.size_multiple).slices
+    first = max(0, (len(slices) - count) // 2 - HALO)
+    return slices[first : first + count + 2 * HALO]
+
+
+def samples(model: Any, stacks: list[Array]) -> list[dict[str, Array]]:
+    """What the graph is fed with, piece after piece, its state included."""
+    import openvino
+
+    request = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    names = [value.any_name for value in model.inputs[1:]]
+    channels = [value.partial_shape[1].get_length() for value in model.inputs[1:]]
+    found = []
+    for stack in stacks:
+        scales = [int(name.rpartition("_")[2]) for name in names]
+        height, width = stack.shape[2:]
+        state = {
+            name: np.zeros((BEFORE, count, height // scale, width // scale), np.float32)
+            for name, count, scale in zip(names, channels, scales, strict=True)
+        }
+        for first in range(0, len(stack) - PIECE + 1, PIECE):
+            feed = {"slices": stack[first : first + PIECE], **state}
+            given = request.infer(feed)
+            if first:  # the first state is empty, as in no other piece
+                found.append(feed)
+            state = {name: given[value].copy() for name, value in zip(names, model.outputs[1:], strict=True)}
+    return found
+
+
+def quantised(model: Any, feeds: list[dict[str, Array]], threshold: float, search: bool) -> Any:
+    """The graph in int8; with `search` but for the layers that cost the masks most."""
+    import nncf
+
+    data = nncf.Dataset(feeds)
+    if not search:
+        return nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=len(feeds))
+    # The graph itself, as NNCF measures it first, has Dice 1.
+    expected: list[NDArray[np.bool_]] = []
+
+    def agreement(compiled: Any, given: Any) -> tuple[float, None]:
+        masks = [compiled(feed)["lesion"] > threshold for feed in given]
+        if not expected:
+            expected.extend(masks)
+        return dice(np.concatenate(masks), np.concatenate(expected)), None
+
+    return nncf.quantize_with_accuracy_control(
+        model, data, nncf.Dataset(feeds), agreement, max_drop=1 - LEAST_DICE, preset=nncf.QuantizationPreset.MIXED
+    )
+
+
+def measured(graph: Path, precision: str, stacks: list[Array], repeats: int) -> tuple[list[Array], float]:
+    """Probabilities of each stack, and seconds per output slice after a warm-up."""
+    seconds = []
+    with OpenvinoBackend("openvino", graph, precision, None) as backend:
+        found = [backend.infer_stack(stack, None, None) for stack in stacks]
+        for _ in range(repeats):
+            began = time.perf_counter()
+            backend.infer_stack(stacks[-1], None, None)  # compiled for its size
+            seconds.append((time.perf_counter() - began) / (len(stacks[-1]) - 2 * HALO))
+    return found, statistics.median(seconds)
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="A bundle with a float32 graph.")],
+    flair: Annotated[list[Path], typer.Argument(help="Real volumes.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")],
+    slices: Annotated[int, typer.Option(help="Output slices of each volume, from its middle.", min=2 * PIECE)] = 24,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 3,
+    search: Annotated[bool, typer.Option("--search", help="Leave sensitive layers as they were; takes long.")] = False,
+) -> None:
+    """Quantise, compare the masks with float32's, and time both."""
+    check_new(out, force=True)  # before minutes of calibration
+    if find_spec("nncf") is None or find_spec("openvino") is None:
+        raise UnavailableError("NNCF or OpenVINO is not installed. Run: pip install nncf openvino")
+    import openvino
+
+    bundle = load_bundle(model)
+    graph = bundle.stream_graph("fp32", STREAM_GRAPHS)
+    if graph is None:
+        raise BundleError(f"{model}: has no fp32 graph that keeps its state; export it again with --precision fp32")
+    stacks = [slab(bundle, path, slices) for path in flair]
+    network = openvino.Core().read_model(graph)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.xml"
+        began = time.perf_counter()
+        openvino.save_model(quantised(network, samples(network, stacks), bundle.threshold, search), path)
+        took = time.perf_counter() - began
+        expected, float_s = measured(graph, "fp32", stacks, repeats)
+        found, int8_s = measured(path, "fp32", stacks, repeats)
+    scores = {
+        name.parent.name: round(dice(one > bundle.threshold, other > bundle.threshold), 4)
+        for name, one, other in zip(flair, found, expected, strict=True)
+    }
+    report = {
+        "model": bundle.name,
+        "nncf": version("nncf"),
+        "search": search,
+        "slices_of_each_volume": slices,
+        "dice_against_fp32": scores,
+        "least_dice_to_be_offered": LEAST_DICE,
+        "holds": min(scores.values()) >= LEAST_DICE,
+        "s_per_slice": {"fp32": round(float_s, 4), "int8": round(int8_s, 4)},
+        "quantising_s": round(took),
+        "machine": describe(),
+    }
+    write_atomically({out: (json.dumps(report, indent=2) + "\n").encode()})
+    print(json.dumps({key: value for key, value in report.items() if key != "machine"}, indent=2))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(command)
+    except LesionrtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
