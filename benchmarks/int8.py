@@ -138,7 +138,7 @@ def command(
         expected, float_s = measured(graph, "fp32", stacks, repeats)
         found, int8_s = measured(path, "fp32", stacks, repeats)
     scores = {
-        name.parent.name: round(dice(one > bundle.threshold, other > bundle.threshold), 4)
+        f"{name.parent.name}/{name.name}": round(dice(one > bundle.threshold, other > bundle.threshold), 4)
         for name, one, other in zip(flair, found, expected, strict=True)
     }
     report = {

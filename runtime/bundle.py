@@ -242,10 +242,10 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     if unknown:
         raise BundleError(f"has graphs of precision {', '.join(unknown)}; expected some of {', '.join(PRECISIONS)}")
     names = [*graphs.values(), REFERENCE]
-    for kind in (STREAM_GRAPHS, BLOCKED_GRAPHS):
-        streams = manifest.get(kind, {})
+    for key in (STREAM_GRAPHS, BLOCKED_GRAPHS):
+        streams = manifest.get(key, {})
         if not isinstance(streams, dict) or not set(streams) <= set(graphs):
-            raise BundleError(f"{kind} is {streams!r}; expected a file for some of {', '.join(graphs)}")
+            raise BundleError(f"{key} is {streams!r}; expected a file for some of {', '.join(graphs)}")
         names += streams.values()
     unlisted = [name for name in names if name not in manifest["files"]]
     if unlisted:

@@ -33,8 +33,10 @@ SETTINGS = (
     "network.attention=false",
     "network.convlstm=false",
 )
+LEAST = [part for setting in SETTINGS for part in ("--set", setting)]
 QUICK = {
-    "train": [part for setting in SETTINGS for part in ("--set", setting)],
+    "train": LEAST,
+    "crossval": LEAST,
     "bench": ["--case", "authors", "--case", "cpu-fp32"],
 }
 PLAIN = NetworkConfig(attention=False, convlstm=False, readout="centre")

@@ -19,6 +19,7 @@ from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.dataset import Scan
 from lesionrt.train.model import Network
 from lesionrt.train.predictions import Prediction
+from lesionrt.train.processes import enough_memory
 
 THRESHOLD = 0.5  # a voxel is lesion where its probability is over this; `lesionrt export` writes it into a bundle
 
@@ -39,7 +40,11 @@ class NetworkBackend:
         slices = torch.from_numpy(np.ascontiguousarray(feed["slices"])).to(self.device)
         # cuDNN would take TF32 for float32 convolutions; these are the numbers that others are compared with. Unless it is
         # named, `flags` switches cuDNN off altogether.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with (
+            enough_memory("a GPU without other programs, or the bundle with `--chunk`"),
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
             return {"lesion": self.network.forward_stack(slices).cpu().numpy()}
 
     def __enter__(self) -> Self:
@@ -86,6 +91,8 @@ class CheckpointModel:
     def __init__(self, path: Path, threshold: float | None = None, min_lesion_mm3: float = 0.0) -> None:
         if threshold is not None and not 0 < threshold < 1:
             raise UsageError(f"threshold is {threshold}; expected a probability between 0 and 1")
+        if not 0 <= min_lesion_mm3 < float("inf"):
+            raise UsageError(f"min_lesion_mm3 is {min_lesion_mm3}; expected 0 or more")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._checkpoint = load_checkpoint(path)
         self._network = self._checkpoint.network.to(device)

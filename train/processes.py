@@ -31,6 +31,24 @@ def signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """PyTorch's want of memory, on a GPU or a CPU, as one error that says what to take instead.
+
+    Raises
+    ------
+    UnavailableError
+        If memory is not given.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+            raise
+        raise UnavailableError(f"PyTorch got no memory ({text}); take {remedy}") from error
+
+
+@contextlib.contextmanager
 def processes() -> Iterator[tuple[int, int, torch.device]]:
     """Rank, number of processes and device; several processes where ``torchrun`` started them."""
     cuda = torch.cuda.is_available()

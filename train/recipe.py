@@ -3,7 +3,7 @@
 import math
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,11 @@ class Recipe:
         for name in ("learning_rate", "dice_smoothing"):
             if not 0 < getattr(self, name) < math.inf:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected more than 0")
+        if self.sampling == "slabs" and self.slabs * self.slab_slices == 1 and self.size == self.network.size_multiple:
+            raise DatasetError(
+                f"recipe: a step of one slice of {self.size} pixels has one value a channel at the bottom, of which there are no "
+                "batch statistics; raise slabs, slab_slices or size"
+            )
         if self.sampling == "slabs" and self.normalisation != BRAIN_ROBUST_Z:
             raise DatasetError(
                 f"recipe: slabs are varied as robust z-values; with normalisation {self.normalisation} choose sampling windows"
@@ -158,12 +163,11 @@ def recipe_of(values: dict[str, Any], what: str) -> Recipe:
     DatasetError
         If a key is unknown or a value is of the wrong type or out of range.
     """
+    network = _typed(values.get("network", {}), NetworkConfig, f"{what}, network")
+    augmentation = _typed(values.get("augmentation", {}), Augmentation, f"{what}, augmentation")
     return Recipe(
         **_typed(values, Recipe, what)
-        | {
-            key: kind(**_typed(values.get(key, {}), kind, f"{what}, {key}"))
-            for key, kind in (("network", NetworkConfig), ("augmentation", Augmentation))
-        }
+        | {"network": replace(Recipe().network, **network), "augmentation": Augmentation(**augmentation)}
     )
 
 

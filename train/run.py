@@ -30,7 +30,7 @@ from lesionrt.train.checkpoint import Checkpoint, read_torch_file, save_checkpoi
 from lesionrt.train.history import draw_history, history_csv
 from lesionrt.train.loss import Objective, loss_of
 from lesionrt.train.model import Network
-from lesionrt.train.processes import ignore_signals, signals
+from lesionrt.train.processes import enough_memory, ignore_signals, signals
 from lesionrt.train.recipe import Recipe
 from lesionrt.train.samples import Batches, Slabs, Windows
 from lesionrt.train.weights import initialise, norms, round_weights
@@ -210,10 +210,11 @@ class Run:
 
     def _gradient(self, objective: nn.Module, slices: Tensor, lesions: Tensor) -> tuple[float, float, Tensor]:
         """Loss, norm of its gradient before that is clipped, and logits."""
-        with self._autocast():
-            loss, logits = objective(slices, lesions)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with enough_memory("a recipe with fewer slabs or slab_slices, or a smaller size"):
+            with self._autocast():
+                loss, logits = objective(slices, lesions)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
         largest = LARGEST_GRADIENT if self.recipe.optimiser == "adamw" else math.inf
         norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), largest))
         return loss.item(), norm, logits.detach()

@@ -1,6 +1,6 @@
 """Put what two runs did and reached into the default model's manifest, its page and the README.
 
-    python weights/card.py HELD_OUT_RUN ALL_RUN BUNDLE README
+    python weights/card.py SINGLE_RUN HELD_OUT_RUN ALL_RUN BUNDLE README
 
 A run is the folder of a training, with what `lesionrt evaluate` found in `evaluation/`: steps and figures are copied from
 there, never typed.
@@ -36,14 +36,14 @@ def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dic
     }
 
 
-def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any]) -> str:
+def recipe(text: str, single: dict[str, Any], held_out: dict[str, Any], everyone: dict[str, Any]) -> str:
     """How the model was made, with what the runs' descriptions say in place of the names in braces."""
     unseen = everyone["train"].keys() - held_out["train"].keys()
+    runs = {"single": single["recipe"], "held": held_out["recipe"], "all": everyone["recipe"]}
     return text.format(
         device={"cpu": "CPU cores"}.get(everyone["where"]["device"], "a GPU"),
-        held_steps=held_out["recipe"]["steps"],
-        all_steps=everyone["recipe"]["steps"],
         held_out=" and ".join(sorted({name.rpartition("_")[0] for name in unseen})),
+        **{f"{run}_{key}": values[key] for run, values in runs.items() for key in ("steps", "slabs", "slab_slices")},
     )
 
 
@@ -85,17 +85,18 @@ def page(manifest: dict[str, Any], measured_with: str) -> str:
     )
 
 
-def main(held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
+def main(single: Path, held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
     """Write the manifest, the page beside the bundle, and the README's table."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    runs = [json.loads((folder / "run.json").read_text()) for folder in (held_out, everyone)]
+    runs = [json.loads((folder / "run.json").read_text()) for folder in (single, held_out, everyone)]
     found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in (held_out, everyone)]
     manifest["card"]["recipe"] = recipe(manifest["card"]["recipe"], *runs)
     manifest["card"]["figures"] = figures(*found)
-    by = found[1]["prediction"]
+    by = [f"{one['prediction']['backend']}, {one['prediction']['precision']}" for one in found]
+    measured_with = by[1] if by[0] == by[1] else f"{by[1]}; held out: {by[0]}"
     texts = {
         bundle / MANIFEST: json.dumps(manifest, indent=2) + "\n",
-        bundle.parent / "README.md": page(manifest, f"{by['backend']}, {by['precision']}"),
+        bundle.parent / "README.md": page(manifest, measured_with),
         readme: with_table(readme.read_text(), manifest["card"]["figures"]),
     }
     write_atomically({path: text.encode() for path, text in texts.items()})

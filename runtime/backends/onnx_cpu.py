@@ -17,7 +17,9 @@ def probe(name: str) -> Probe:
 
 def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None) -> Backend:
     """Load a bundle's graph: one that keeps the state between chunks, where there is one."""
-    graph = bundle.stream_graph(precision, BLOCKED_GRAPHS, STREAM_GRAPHS)
+    # Only its kernels for x86 have the layout for which blocks are filled up.
+    blocked = [BLOCKED_GRAPHS] if platform.machine() in ("x86_64", "AMD64") else []
+    graph = bundle.stream_graph(precision, *blocked, STREAM_GRAPHS)
     if graph is None:
         return OnnxSession(name, device(), bundle.graph(precision), precision, PROVIDER, threads)
     return OnnxStream(name, device(), graph, precision, PROVIDER, threads)

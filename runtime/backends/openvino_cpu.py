@@ -17,7 +17,7 @@ from lesionrt.runtime.backends.onnx_cpu import device
 from lesionrt.runtime.backends.onnx_stream import STATE, check_names
 from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle
 from lesionrt.runtime.chunks import default_chunk
-from lesionrt.runtime.errors import BundleError, UnavailableError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 from lesionrt.runtime.prepare import HALO
 from lesionrt.runtime.processor import fast_bfloat16
 
@@ -112,6 +112,8 @@ class OpenvinoBackend:
     def _infer_stack(
         self, slices: NDArray[np.float32], chunk: int | None, progress: Callable[[int, int], None] | None
     ) -> NDArray[np.float32]:
+        if self._model is None:
+            raise UsageError("the segmenter is closed; use it inside its `with` block")
         count, _, height, width = slices.shape
         total = count - BEFORE
         size = _even_size(count, chunk or default_chunk(height, width))

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from lesionrt.runtime.errors import InputError, LesionrtError
+from lesionrt.runtime.errors import InputError, LesionrtError, UnavailableError
 
 VERBS = (
     *("segment", "verify", "inspect", "doctor", "bench"),
@@ -47,6 +47,12 @@ def main() -> None:
     except LesionrtError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except MemoryError as error:
+        print(
+            f"error: not enough memory ({error}); end what else uses it, or give smaller volumes or chunks",
+            file=sys.stderr,
+        )
+        sys.exit(UnavailableError.exit_code)
     except OSError as error:
         # Such as a name too long or a folder that may not be entered, wherever a path is first looked at.
         named = "" if error.filename is None else f"{error.filename}: "

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import needs
+from lesionrt.runtime.cli.options import given_path, needs
 
 
 def command(
@@ -19,7 +19,9 @@ def command(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for all folds.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for all folds.", parser=given_path, show_default=False)
+    ],
     recipe: Annotated[str, typer.Option(help="default, paper, or a TOML file.")] = "default",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value of the recipe; may be repeated.", show_default=False)

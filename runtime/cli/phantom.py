@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import ForceOption, check_folder, check_new
+from lesionrt.runtime.cli.options import ForceOption, check_folder, check_new, given_path
 
 
 def command(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the volumes.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the volumes.", parser=given_path, show_default=False)
+    ],
     count: Annotated[int, typer.Option(help="How many.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of the first; the others count up.", min=0)] = 0,
     force: ForceOption = False,

@@ -85,6 +85,9 @@ def test_onnx_runtime_never_leaves_its_blocks_for_a_norm(tiny_bundle: Path, tmp_
         ort.InferenceSession(tiny_bundle / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
         graph = onnx.load(tmp_path / f"{name}.onnx", load_external_data=False).graph
         operators[name] = Counter(node.op_type for node in graph.node)
+    if not operators["stream_fp32"]["ReorderInput"]:
+        pytest.skip("ONNX Runtime has no layout in blocks on this processor")
+    assert operators["blocked_fp32"]["ReorderInput"] < operators["stream_fp32"]["ReorderInput"]
     assert operators["stream_fp32"]["BatchNormalization"] > 0
     assert operators["blocked_fp32"]["BatchNormalization"] == 0
     assert operators["blocked_fp32"]["Gather"] == operators["blocked_fp32"]["Pad"] == 0  # done at load

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lesionrt.runtime.backends import choose, open_backend, openvino_cpu, precisions
 from lesionrt.runtime.bundle import MANIFEST, load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
-from lesionrt.runtime.errors import BundleError, UnavailableError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 from lesionrt.runtime.parity import TOLERANCES
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -111,6 +111,13 @@ def test_a_bundle_without_the_graph_that_keeps_the_state_is_left_to_others(tiny_
     assert "not openvino: the bundle has no fp32 graph that keeps the state" in why
     with pytest.raises(UnavailableError, match="Export it again with --precision fp32"):
         choose("openvino", bundle)
+
+
+def test_a_closed_one_says_so(tiny_bundle: Path, slices: Slices) -> None:
+    with open_backend("openvino", load_bundle(tiny_bundle), "fp32") as network:
+        pass
+    with pytest.raises(UsageError, match="the segmenter is closed"):
+        network.infer({"slices": slices})
 
 
 def test_a_graph_that_is_none_is_named(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_a_recipe_is_rebuilt_from_what_a_run_stores() -> None:
         ("steps=many", DatasetError, "steps is 'many'; expected int"),
         ("size=100", DatasetError, "size is 100; expected a multiple of 32"),
         ("slab_slices=0", DatasetError, "slab_slices is 0; expected at least 1"),
+        ("slabs=1 slab_slices=1 size=32", DatasetError, "no batch statistics"),
         ("optimiser=lion", DatasetError, "optimiser is 'lion'; expected adamw or sgd"),
         ("learning_rate=0", DatasetError, "learning_rate is 0.0; expected more than 0"),
         ("average=1.5", DatasetError, "average is 1.5; expected 0 to 0.9999"),
@@ -58,7 +59,7 @@ def test_a_recipe_is_rebuilt_from_what_a_run_stores() -> None:
 )
 def test_a_wrong_setting_is_named(setting: str, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        load_recipe("default", [setting])
+        load_recipe("default", setting.split())
 
 
 def test_an_unreadable_recipe_is_named(tmp_path: Path) -> None:
