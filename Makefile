@@ -45,7 +45,7 @@ $(VENV)/.test-tools: $(BIN)/python $(SOURCES) constraints.txt
 HELD_OUT := p19
 SINGLE_STEPS := 600
 HELD_STEPS := 100
-ALL_STEPS := 150
+ALL_STEPS := 100
 DONORS := ../shared/data/lit_masks
 DEFAULT := runtime/models/default
 RESUME = $(if $(wildcard $(1)/run.json),--resume)
