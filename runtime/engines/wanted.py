@@ -8,7 +8,8 @@ from lesionrt.runtime.errors import UsageError
 from lesionrt.runtime.prepare import HALO
 
 SMALLEST_STACK = 1 + 2 * HALO
-MAX_SIZE = (256, 256)
+# Holds a brain of 1 mm pixels; of larger slices NVIDIA's limit on one tensor lets no engine take a whole brain's at once.
+MAX_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)

@@ -166,11 +166,11 @@ def test_options_that_do_not_fit_are_usage_errors(options: dict[str, object], fi
 
 
 def test_the_profile_goes_from_three_slices_over_a_brain_to_the_largest() -> None:
-    assert profile_for(Wanted(), 32, 300) == Profile((3, 32, 32), BRAIN, (300, 256, 256))
+    assert profile_for(Wanted(), 32, 300) == Profile((3, 32, 32), BRAIN, (300, 224, 224))
     assert profile_for(Wanted(), 32, 40).optimum == (40, 160, 192)
     assert profile_for(Wanted(max_size=(96, 512)), 32, 40) == Profile((3, 32, 32), (40, 96, 192), (40, 96, 512))
-    with pytest.raises(UsageError, match="is 100x256; this network needs multiples of 32"):
-        profile_for(Wanted(max_size=(100, 256)), 32, 40)
+    with pytest.raises(UsageError, match="is 100x224; this network needs multiples of 32"):
+        profile_for(Wanted(max_size=(100, 224)), 32, 40)
 
 
 def test_a_larger_workspace_takes_more_slices_and_half_precision_more_still() -> None:
@@ -185,9 +185,14 @@ def test_no_tensor_of_the_largest_stack_is_beyond_nvidias_limit_however_much_mem
     full = {"growth_rate": 12, "layers": 5, "levels": 5, "first_channels": 48}
     assert (widest(full), widest({}), widest({**full, "layers": None})) == (228, 228, 228)
     assert widest({"growth_rate": 4, "layers": 2, "first_channels": 8}) == 32
-    guess = first_guess(Wanted(), 2**40, 228)
+    guess = first_guess(Wanted(max_size=(256, 256)), 2**40, 228)
     assert guess * 228 * 256 * 256 <= 2**31 - 1 < (guess + 1) * 228 * 256 * 256
     assert first_guess(Wanted(max_size=(160, 192)), 2**40, 228) == 2 * BRAIN[0]
+
+
+def test_the_default_stack_holds_a_whole_brain_where_the_memory_does() -> None:
+    assert first_guess(Wanted(), 2**40, 228) >= BRAIN[0]
+    assert all(least <= most for least, most in zip(BRAIN[1:], Wanted().max_size, strict=True))
 
 
 @pytest.mark.parametrize(
