@@ -14,6 +14,7 @@ from lesionrt.runtime.backends.cuda import Gpu
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.engines import stacks, targets
 from lesionrt.runtime.engines.build import _figures
+from lesionrt.runtime.engines.command import build_command
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.network import in_words
 from lesionrt.runtime.engines.schedule import spans
@@ -193,6 +194,15 @@ def test_no_tensor_of_the_largest_stack_is_beyond_nvidias_limit_however_much_mem
 def test_the_default_stack_holds_a_whole_brain_where_the_memory_does() -> None:
     assert first_guess(Wanted(), 2**40, 228) >= BRAIN[0]
     assert all(least <= most for least, most in zip(BRAIN[1:], Wanted().max_size, strict=True))
+
+
+def test_the_command_that_builds_an_engine_again_names_all_that_a_person_chose() -> None:
+    command = build_command(Path("my bundle"), replace(RTX, targets=("8.6", "12.0"), workspace_bytes=3 * 2**29))
+    assert command == (
+        "lesionrt engine build 'my bundle' --flavor rtx --precision fp16 --max-slices 20 --max-size 256x256 "
+        "--workspace 1.5 --target 8.6,12.0"
+    )
+    assert build_command(Path("b"), NATIVE).endswith("--max-size 256x256 --workspace 1")
 
 
 @pytest.mark.parametrize(
