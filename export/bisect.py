@@ -19,6 +19,8 @@ Array = NDArray[np.float32]
 _TYPES = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 # Of a node's largest magnitude: some 20 roundings of the format (2^-11 and 2^-8 of a number).
 TOLERANCES = {"fp16": 1e-2, "bf16": 8e-2}
+# They only fit a value to another type.
+_FITTING = ("Cast", "Clip")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class NodeDifference:
     Attributes
     ----------
     index, name, operator
-        The node in the half-precision graph, casts not counted.
+        The node in the half-precision graph, casts and clips not counted.
     lowest, highest
         Range of its result in float32.
     difference
@@ -87,7 +89,7 @@ def bisect(bundle: Bundle, precision: str, slices: Array) -> list[NodeDifference
     for index, (node, other) in enumerate(pairs):
         results = _run(node, [values[name] for name in node.input if name], full)
         handed = [
-            _constant(constants[name]) if name in constants else _rounded(values[alias[name]], types.get(name))
+            _constant(constants[name]) if name in constants else _saturated(values[alias[name]], types.get(name))
             for name in other.input
             if name
         ]
@@ -109,8 +111,8 @@ def first_beyond(found: Sequence[NodeDifference], tolerance: float, count: int) 
 
 
 def _paired(full: ModelProto, half: ModelProto, bundle: Bundle) -> list[tuple[NodeProto, NodeProto]]:
-    """Nodes of both graphs that do the same; casts only change the type."""
-    both = [[node for node in model.graph.node if node.op_type != "Cast"] for model in (full, half)]
+    """Nodes of both graphs that do the same."""
+    both = [[node for node in model.graph.node if node.op_type not in _FITTING] for model in (full, half)]
     if [node.op_type for node in both[0]] != [node.op_type for node in both[1]]:
         raise BundleError(f"{bundle.path}: its graphs are not of one network; export the bundle again")
     return list(zip(*both, strict=True))
@@ -124,7 +126,7 @@ def _half_values(
     for node, other in pairs:
         alias.update(zip(other.output, node.output, strict=True))
     for node in half.graph.node:
-        if node.op_type == "Cast":
+        if node.op_type in _FITTING:
             alias[node.output[0]] = alias[node.input[0]]
     typed = {value.name: value.type.tensor_type.elem_type for value in half.graph.value_info}
     return alias, {name: _TYPES[kind] for name, kind in typed.items() if kind in _TYPES}
@@ -140,6 +142,14 @@ def _rounded(array: NDArray[Any], kind: Any) -> NDArray[Any]:
         return array
     with np.errstate(over="ignore"):  # too large is infinite, which is what we look for
         return array.astype(kind).astype(np.float32)
+
+
+def _saturated(array: NDArray[Any], kind: Any) -> NDArray[Any]:
+    """What a node is handed is finite: what is not was found at the node that gave it."""
+    if kind is not None and array.dtype == np.float32:
+        most = float(ml_dtypes.finfo(kind).max)
+        array = array.clip(-most, most)
+    return _rounded(array, kind)
 
 
 def _run(node: NodeProto, inputs: Sequence[NDArray[Any]], model: ModelProto) -> list[NDArray[Any]]:

@@ -29,6 +29,7 @@ from lesionrt.runtime.bundle import (
 )
 from lesionrt.runtime.errors import OutputError, ParityError
 from lesionrt.runtime.files import beside, sha256
+from lesionrt.runtime.lock import locked
 from lesionrt.runtime.parity import EXPORT_TOLERANCES, Reference, Tolerance, report_lines, save_reference
 from lesionrt.runtime.verify import EMULATED, compare_backend
 from lesionrt.train.checkpoint import Checkpoint
@@ -278,10 +279,11 @@ def _replace(out: Path, partial: Path) -> None:
         partial.rename(out)
         return
     old = beside(out)
-    out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
+    with locked(out):  # an engine may be being added
+        out.rename(old)
+        try:
+            partial.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
     shutil.rmtree(old)

@@ -50,7 +50,9 @@ class _InFloat32(nn.Module):
 
 
 def _product_in_float32(y: Tensor, r: Tensor) -> Tensor:
-    return (y.float() * r.float() + y.float()).to(y.dtype)
+    """A product beyond the format's largest number becomes that number, not infinite."""
+    product = y.float() * r.float() + y.float()  # never negative: y and r come out of a ReLU
+    return product.clamp(max=torch.finfo(y.dtype).max).to(y.dtype)
 
 
 def parts_in_float32(network: Network, precision: str, large_products: Sequence[str] = ()) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionrt.runtime.engines.identity import PRECISIONS as PRECISIONS
-from lesionrt.runtime.engines.identity import engines_of
+from lesionrt.runtime.engines.identity import Identity, engines_of, graph_precision
 from lesionrt.runtime.errors import BundleError, InputError
 from lesionrt.runtime.files import sha256, sha256_of
 from lesionrt.runtime.prepare import Preparation
@@ -113,6 +113,11 @@ class Bundle:
         ]
         digests = [self.manifest["files"][name]["sha256"] for name in names]
         return digests[0] if len(digests) == 1 else sha256_of("".join(digests).encode())
+
+    def has_graph_of(self, identity: Identity) -> bool:
+        """Whether the graph that an engine was built from is this bundle's."""
+        precision = graph_precision(identity.precision)
+        return precision in self.precisions and self.graph_sha256(precision) == identity.onnx_sha256
 
     def stream_graph(self, precision: str, *kinds: str) -> Path | None:
         """The ONNX file of a precision that takes and gives the state between chunks; None if there is none.

@@ -159,7 +159,8 @@ def choose(name: str, bundle: Bundle | None = None, refused: Mapping[str, str] =
                 return candidate, f"auto: the first of {', '.join(NAMES)} that can run here{others}"
             passed.append(found)
         if slower is not None:
-            return slower, f"auto: the only one that can run here; {', '.join(NAMES)} were looked at"
+            others = "".join(f"; not {other.name}: {other.problem}" for other in passed if other.name != slower)
+            return slower, f"auto: the only one of {', '.join(NAMES)} that can run here{others}"
         reasons = "\n".join(
             f"  {other.name}: {'. '.join(text for text in (other.problem, other.remedy) if text)}" for other in passed
         )

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -13,8 +13,10 @@ from lesionrt.runtime.backends.engine_lane import Array, Lane, Progress
 from lesionrt.runtime.backends.engine_loaded import LoadedEngine, runtime_cache_file
 from lesionrt.runtime.engines.identity import Engine
 from lesionrt.runtime.engines.library import load
-from lesionrt.runtime.errors import OutputError, StackError, UnavailableError
+from lesionrt.runtime.errors import OutputError, StackError, UnavailableError, UsageError
 from lesionrt.runtime.prepare import HALO
+
+CLOSED = "the segmenter is closed; use it inside its `with` block"
 
 
 class EngineBackend:
@@ -49,6 +51,7 @@ class EngineBackend:
         self.warnings: list[str] = []
         self._identity = identity
         self._lock = threading.Lock()
+        self._closed = False
         self._lost: str | None = None
         self._limit: int | None = None  # output slices at a time, once memory ran out
         with self.device_gpu.active():
@@ -61,7 +64,13 @@ class EngineBackend:
         """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W)."""
         return {"lesion": self.infer_stack(feed["slices"])}
 
-    def infer_stack(self, slices: Array, chunk: int | None = None, progress: Progress | None = None) -> Array:
+    def infer_stack(
+        self,
+        slices: Array,
+        chunk: int | None = None,
+        progress: Progress | None = None,
+        release: Callable[[], bool] | None = None,
+    ) -> Array:
         """A whole stack (n, 1, H, W), in as few runs as the engine and the memory allow, to (n - 2, H, W).
 
         Parameters
@@ -72,11 +81,16 @@ class EngineBackend:
             Output slices at a time at most.
         progress
             Called with the output slices done and their total; starts anew if memory runs out.
+        release
+            Called if memory runs out, to give back what is not in use, and says whether there was any; None for
+            :meth:`release_idle`.
 
         Raises
         ------
         StackError
             If the engine was not built for slices of this size.
+        UsageError
+            If the backend is closed.
         UnavailableError
             If the GPU fails, or has no room for even one slice.
         """
@@ -89,17 +103,21 @@ class EngineBackend:
             )
         limits = (total, profile.largest[0] - 2 * HALO, chunk, self._limit)
         at_once = min(limit for limit in limits if limit is not None)
+        released = False
         while True:
             try:
                 with self._lane() as lane:
                     return lane.run(slices, at_once, progress)
             except OutOfDeviceMemoryError as error:
-                self._release_idle()
+                if not released and (release or self.release_idle)():
+                    released = True
+                    continue
                 if at_once == 1:
                     raise UnavailableError(
                         f"{self.device}: no memory for a single slice of {size[0]}x{size[1]} ({error}); end what else uses the GPU"
                     ) from error
                 at_once = self._limit = at_once // 2
+                released = False
                 self.warnings.append(f"the GPU ran out of memory; {at_once} slices at a time from then on ({error})")
 
     @contextmanager
@@ -109,6 +127,8 @@ class EngineBackend:
             raise DeviceError(self._lost)
         with self.device_gpu.active():
             with self._lock:
+                if self._closed:
+                    raise UsageError(CLOSED)
                 lane = self._idle.pop() if self._idle else None
             try:
                 lane = lane or Lane(self._loaded)
@@ -121,8 +141,12 @@ class EngineBackend:
                 raise
             fresh, lane.fresh = lane.fresh, False
             with self._lock:
-                self._idle.append(lane)
-            if fresh:
+                closed = self._closed
+                if not closed:
+                    self._idle.append(lane)
+            if closed:
+                lane.close()
+            elif fresh:
                 self._keep_what_was_compiled()
 
     def _keep_what_was_compiled(self) -> None:
@@ -141,12 +165,14 @@ class EngineBackend:
             self._lost = f"{self.device}: {sticky} (first: {error})"
             raise DeviceError(self._lost) from error
 
-    def _release_idle(self) -> None:
+    def release_idle(self) -> bool:
+        """Give back the memory of execution contexts that nobody uses; whether there were any."""
         with self._lock:
             lanes, self._idle[:] = list(self._idle), []
         with self.device_gpu.active():
             for lane in lanes:
                 lane.close()
+        return bool(lanes)
 
     def __enter__(self) -> Self:
         return self
@@ -154,6 +180,8 @@ class EngineBackend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._lock:
+            self._closed = True  # what still runs is closed when it returns
         self._close()
 
 

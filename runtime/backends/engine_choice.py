@@ -1,9 +1,12 @@
 """Which of a bundle's engines run here."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from shlex import quote
 
 from lesionrt.runtime.backends.cuda import gpu
 from lesionrt.runtime.bundle import PRECISIONS, Bundle
+from lesionrt.runtime.engines.command import build_command
 from lesionrt.runtime.engines.identity import Engine, engines_of
 from lesionrt.runtime.engines.library import load
 from lesionrt.runtime.errors import UnavailableError
@@ -21,18 +24,19 @@ def of_flavour(flavour: str, bundle: Bundle, precision: str | None = None) -> li
 def bundle_problem(flavour: str, bundle: Bundle, precision: str | None = None) -> tuple[str, str] | None:
     """Why a bundle has no engine that runs here, and the command that builds one; None if it has."""
     listed = of_flavour(flavour, bundle, precision)
-    asked = precision or (listed[-1].identity.precision if listed else bundle.precisions[0])
-    remedy = f"Run: lesionrt engine build {bundle.path} --flavor {flavour} --precision {asked}"
     kind = f"{flavour} engine" if precision is None else f"{flavour} engine of precision {precision}"
     if not listed:
-        return f"{bundle.path} has no {kind}", remedy
-    reasons = {_mismatch(engine) for engine in listed}
+        asked = precision or bundle.precisions[0]
+        command = f"lesionrt engine build {quote(str(bundle.path))} --flavor {flavour} --precision {asked}"
+        return f"{bundle.path} has no {kind}", f"Run: {command}"
+    reasons = {_mismatch(bundle, engine) for engine in listed}
     if None in reasons:
         return None
-    here = gpu()
-    if flavour == "rtx" and not listed[-1].identity.suits(here.name, here.compute_capability):
-        remedy += f" --target {here.compute_capability}"
-    return f"{bundle.path} has no {kind} that runs here: {'; '.join(sorted(map(str, reasons)))}", remedy
+    here, like = gpu(), listed[-1].identity
+    if flavour == "rtx" and not like.suits(here.name, here.compute_capability):
+        like = replace(like, targets=(here.compute_capability,))
+    problem = f"{bundle.path} has no {kind} that runs here: {'; '.join(sorted(map(str, reasons)))}"
+    return problem, f"Run: {build_command(bundle.path, like)}"
 
 
 def find_engines(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:
@@ -52,11 +56,13 @@ def find_engines(flavour: str, bundle: Bundle, precision: str | None = None) -> 
 
 def runnable(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:
     """The engines of a flavour that run here, the most exact and latest last."""
-    fitting = [engine for engine in of_flavour(flavour, bundle, precision) if _mismatch(engine) is None]
+    fitting = [engine for engine in of_flavour(flavour, bundle, precision) if _mismatch(bundle, engine) is None]
     return sorted(fitting, key=lambda engine: -PRECISIONS.index(engine.identity.precision))
 
 
-def _mismatch(engine: Engine) -> str | None:
+def _mismatch(bundle: Bundle, engine: Engine) -> str | None:
+    if not bundle.has_graph_of(engine.identity):
+        return "built from another graph than the bundle's"
     here = gpu()
     return engine.identity.mismatch(load(engine.identity.flavour).__version__, here.name, here.compute_capability)
 

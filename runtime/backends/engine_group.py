@@ -6,12 +6,13 @@ from types import TracebackType
 from typing import Self
 
 from lesionrt.runtime.backends import Arrays
-from lesionrt.runtime.backends.engine_backend import EngineBackend
+from lesionrt.runtime.backends.engine_backend import CLOSED, EngineBackend
 from lesionrt.runtime.backends.engine_choice import holding
 from lesionrt.runtime.backends.engine_lane import Array, Progress
 from lesionrt.runtime.backends.engine_plan import read_plan
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.engines.identity import Engine
+from lesionrt.runtime.errors import UsageError
 
 
 class EngineGroup:
@@ -36,7 +37,7 @@ class EngineGroup:
 
     def __init__(self, bundle: Bundle, engines: Sequence[Engine]) -> None:
         self._bundle, self._engines = bundle, engines
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._loaded: dict[str, EngineBackend] = {}
         latest = self._load(engines[-1])
         self.name, self.precision = latest.name, latest.precision
@@ -63,16 +64,25 @@ class EngineGroup:
         ------
         StackError
             If no engine was built for slices of this size.
+        UsageError
+            If the backend is closed.
         """
-        return self.backend_for(slices).infer_stack(slices, chunk, progress)
+        return self.backend_for(slices).infer_stack(slices, chunk, progress, self._release_idle)
 
     def backend_for(self, slices: Array) -> EngineBackend:
         """What runs a stack (n, 1, H, W); the latest engine, which says what it takes, if none can."""
         count, _, height, width = slices.shape
         return self._load(holding(self._engines, count, height, width) or self._engines[-1])
 
+    def _release_idle(self) -> bool:
+        """Give back what none of the engines uses; whether there was any."""
+        released = [backend.release_idle() for backend in [*self._loaded.values()]]
+        return any(released)
+
     def _load(self, engine: Engine) -> EngineBackend:
         with self._lock:
+            if self._closed:
+                raise UsageError(CLOSED)
             if engine.file not in self._loaded:
                 self._loaded[engine.file] = EngineBackend(engine, read_plan(self._bundle, engine))
             return self._loaded[engine.file]
@@ -83,5 +93,7 @@ class EngineGroup:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._lock:
+            self._closed = True
         for backend in self._loaded.values():
             backend.__exit__(kind, error, trace)

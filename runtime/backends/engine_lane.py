@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionrt.runtime.backends.cuda import DeviceMemory, Event, PinnedArray, Stream
+from lesionrt.runtime.backends.cuda import DeviceMemory, Event, OutOfDeviceMemoryError, PinnedArray, Stream
 from lesionrt.runtime.backends.engine_loaded import LoadedEngine
 from lesionrt.runtime.engines.schedule import spans
 from lesionrt.runtime.errors import BundleError, UnavailableError
@@ -15,22 +16,28 @@ from lesionrt.runtime.prepare import HALO
 
 Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
+Shape = tuple[int, ...]
 Buffer = TypeVar("Buffer", PinnedArray, DeviceMemory)
 SLOTS = 2  # one is computed while the other is copied
 ALIGNMENT = 256  # bytes; also the least that is allocated
 
 
 class Slot:
-    """Buffers for one run's copies, and the moments at which they may be used again."""
+    """Buffers for one run's copies, and the moments at which they may be used again.
 
-    def __init__(self, stack: tuple[int, int, int, int]) -> None:
-        slices, _, height, width = stack
+    Parameters
+    ----------
+    slices, lesion
+        Room for so many numbers of each.
+    """
+
+    def __init__(self, slices: int, lesion: int) -> None:
         self._buffers: list[PinnedArray | DeviceMemory] = []
         try:
-            self.host_slices = self._kept(PinnedArray(stack))
-            self.host_lesion = self._kept(PinnedArray((slices - 2 * HALO, height, width)))
-            self.slices = self._kept(DeviceMemory(self.host_slices.array.nbytes))
-            self.lesion = self._kept(DeviceMemory(self.host_lesion.array.nbytes))
+            self._pinned_slices = self._kept(PinnedArray((slices,)))
+            self._pinned_lesion = self._kept(PinnedArray((lesion,)))
+            self.slices = self._kept(DeviceMemory(self._pinned_slices.array.nbytes))
+            self.lesion = self._kept(DeviceMemory(self._pinned_lesion.array.nbytes))
         except UnavailableError:
             self.free()  # now, while the context is current on this thread
             raise
@@ -40,6 +47,11 @@ class Slot:
         self._buffers.append(buffer)
         return buffer
 
+    def shape(self, stack: Shape, lesion: Shape) -> None:
+        """Let the host's arrays be as large as a run's."""
+        self.host_slices = self._pinned_slices.array[: prod(stack)].reshape(stack)
+        self.host_lesion = self._pinned_lesion.array[: prod(lesion)].reshape(lesion)
+
     def free(self) -> None:
         """Give the buffers back."""
         while self._buffers:
@@ -47,15 +59,16 @@ class Slot:
 
 
 class Lane:
-    """One execution context with its streams and buffers, kept for the next volume of the same size."""
+    """One execution context with its streams and buffers, which are kept for the next volume and only grow."""
 
     def __init__(self, loaded: LoadedEngine) -> None:
         self._loaded = loaded
         self._context: Any = loaded.execution_context()
-        self._stack: tuple[int, int, int, int] | None = None
+        self._stack: Shape | None = None
         self.fresh = False  # whether it ran a shape for the first time, for which RTX compiles
         self._slots: list[Slot] = []
         self._memory: DeviceMemory | None = None
+        self._room = (0, 0, 0)  # bytes of the context's memory, numbers of a slot's slices and lesion
         self._upload, self._compute, self._download = Stream(), Stream(), Stream()
 
     def run(self, slices: Array, at_once: int, progress: Progress | None) -> Array:
@@ -71,11 +84,11 @@ class Lane:
         self._collect(len(cuts) - 1, cuts, result, progress)
         return result
 
-    def _fit(self, stack: tuple[int, int, int, int]) -> None:
+    def _fit(self, stack: Shape) -> None:
         """Shapes and memory for stacks of this shape; nothing to do if the last volume had it too."""
         if stack == self._stack:
             return
-        self._free()
+        self._stack = None
         checked, context = self._loaded.checked, self._context
         checked(context.set_input_shape("slices", stack), f"take stacks of {stack}")
         try:
@@ -92,19 +105,38 @@ class Lane:
         self._loaded.log.forget_errors()
         nbytes = context.update_device_memory_size_for_shapes()
         checked(nbytes > 0 or not self._loaded.log.errors, "tell its memory")
-        self._memory = DeviceMemory(max(nbytes, ALIGNMENT))
-        context.set_device_memory(self._memory.address, self._memory.nbytes)  # gives nothing back
+        memory = self._memory_for(max(nbytes, ALIGNMENT), prod(stack), prod(lesion))
+        context.set_device_memory(memory.address, memory.nbytes)  # gives nothing back
         checked(not self._loaded.log.errors, "take its memory")
-        for _ in range(SLOTS):
-            self._slots.append(Slot(stack))
+        for slot in self._slots:
+            slot.shape(stack, lesion)
         self._stack, self.fresh = stack, True
+
+    def _memory_for(self, *needed: int) -> DeviceMemory:
+        """What there is if it is large enough, else more: as much as was ever needed, or where that is too much, as is now."""
+        largest = tuple(map(max, needed, self._room))
+        if self._memory is not None and largest == self._room:
+            return self._memory
+        self._free()
+        try:
+            return self._allocated(*largest)
+        except OutOfDeviceMemoryError:
+            self._free()
+            return self._allocated(*needed)
+
+    def _allocated(self, nbytes: int, slices: int, lesion: int) -> DeviceMemory:
+        self._memory = DeviceMemory(nbytes)
+        for _ in range(SLOTS):
+            self._slots.append(Slot(slices, lesion))
+        self._room = (nbytes, slices, lesion)
+        return self._memory
 
     def _enqueue(self, slot: Slot, slices: Array) -> None:
         checked, context = self._loaded.checked, self._context
         # The host's buffers of this slot are free: its last run was collected. The device's may still be read.
-        np.copyto(slot.host_slices.array, slices)
+        np.copyto(slot.host_slices, slices)
         slot.computed.hold(self._upload)
-        self._upload.upload(slot.slices, slot.host_slices.array)
+        self._upload.upload(slot.slices, slot.host_slices)
         slot.uploaded.record(self._upload)
         slot.uploaded.hold(self._compute)
         slot.downloaded.hold(self._compute)
@@ -113,14 +145,14 @@ class Lane:
         checked(context.execute_async_v3(self._compute.handle), "run")
         slot.computed.record(self._compute)
         slot.computed.hold(self._download)
-        self._download.download(slot.host_lesion.array, slot.lesion)
+        self._download.download(slot.host_lesion, slot.lesion)
         slot.downloaded.record(self._download)
 
     def _collect(self, number: int, cuts: list[tuple[int, int]], result: Array, progress: Progress | None) -> None:
         first, last = cuts[number]
         slot = self._slots[number % SLOTS]
         slot.downloaded.synchronize()
-        result[first:last] = slot.host_lesion.array
+        result[first:last] = slot.host_lesion
         if progress is not None:
             progress(last, len(result))
 
@@ -128,7 +160,7 @@ class Lane:
         """Buffers only; what is still running has to end first."""
         for stream in (self._upload, self._compute, self._download):
             stream.synchronize()
-        slots, self._slots, self._stack = self._slots, [], None
+        slots, self._slots, self._room, self._stack = self._slots, [], (0, 0, 0), None
         for slot in slots:
             slot.free()
         memory, self._memory = self._memory, None

@@ -1,6 +1,7 @@
 """A plan, read from a bundle."""
 
 from lesionrt.runtime.bundle import Bundle
+from lesionrt.runtime.engines.command import build_command
 from lesionrt.runtime.engines.identity import Engine
 from lesionrt.runtime.errors import BundleError
 
@@ -13,7 +14,7 @@ def read_plan(bundle: Bundle, engine: Engine) -> bytes:
     BundleError
         If it is missing or not the plan that was built.
     """
-    build = f"build it again: lesionrt engine build {bundle.path} --flavor {engine.identity.flavour} --precision {engine.identity.precision} --force"
+    build = f"build it again: {build_command(bundle.path, engine.identity)} --force"
     try:
         return bundle.content(engine.file)
     except BundleError as error:

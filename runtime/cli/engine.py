@@ -26,7 +26,7 @@ def build(
     max_slices: Annotated[
         int | None, typer.Option(help="Slices of the largest stack.", show_default="what fits the workspace")
     ] = None,
-    max_size: Annotated[str, typer.Option(help="Largest slice in pixels: 256, or 192x224 (height x width).")] = "256",
+    max_size: Annotated[str, typer.Option(help="Largest slice in pixels: 224, or 192x256 (height x width).")] = "224",
     workspace: Annotated[
         float | None,
         typer.Option(
@@ -69,7 +69,7 @@ def build(
 def _size(text: str) -> tuple[int, int]:
     sizes = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if sizes is None:
-        raise typer.BadParameter(f"--max-size is {text!r}; expected pixels, such as 256 or 192x224")
+        raise typer.BadParameter(f"--max-size is {text!r}; expected pixels, such as 224 or 192x256")
     return int(sizes[1]), int(sizes[2] or sizes[1])
 
 

@@ -86,11 +86,12 @@ def command(
             )
         check_new(save_reference, force)
     loaded = load_bundle(bundle)
-    plan = _plan(loaded, backend, precision)
-    known = _reference(loaded, reference, flair, save_reference)
     if bisect:
+        known = _reference(loaded, reference, flair, save_reference)
         _bisect(loaded, known, precision, bisect_tolerance, as_json)
         return
+    plan = _plan(loaded, backend, precision)
+    known = _reference(loaded, reference, flair, save_reference)
     rows = []
     for name, precisions in plan.precisions.items():
         bounds = tolerances(TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped)

@@ -21,6 +21,7 @@ from lesionrt.runtime.engines.targets import set_targets
 from lesionrt.runtime.engines.wanted import SMALLEST_STACK, Wanted
 from lesionrt.runtime.errors import BundleError, OutputError, UnavailableError, UsageError
 from lesionrt.runtime.files import sha256_of, write_atomically
+from lesionrt.runtime.lock import locked
 
 _ATTEMPTS = 4
 _FIGURES = {
@@ -60,7 +61,8 @@ def build_engine(
     UsageError
         If the stacks do not fit the network or the workspace, or the bundle has the engine.
     BundleError
-        If the graph is missing, damaged, unreadable or of another precision than it says.
+        If the graph is missing, damaged, unreadable or of another precision than it says, or is another one by the time the
+        engine is built.
     UnavailableError
         If the library or, for TensorRT, the GPU is missing, or the build fails, or an engine does not run on the GPU that it
         was just built for.
@@ -292,14 +294,17 @@ def _entry(graph: Path, identity: Identity, layers: Layers, memory: dict[str, in
 
 def _add(bundle: Bundle, engine: Engine, plan: bytes, timings: bytes | None, parity: Parity) -> Engine:
     """Write plan, timing cache and manifest; the manifest last."""
-    manifest = load_bundle(bundle.path).manifest  # another build may have added an engine meanwhile
     entry = {**engine.entry, "parity": parity[0], "not_measured_because": parity[1]}
-    others = [known.entry for known in engines_of(manifest) if known.file != engine.file]
-    files = {**manifest["files"], engine.file: {"bytes": len(plan), "sha256": sha256_of(plan)}}
-    manifest = {**manifest, "engines": [*others, entry], "files": files}
     written = {bundle.path / engine.file: plan}
     if timings is not None:
         written[_timing_cache(bundle, engine.identity)] = timings
-    text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
-    write_atomically({**written, bundle.path / MANIFEST: text.encode()})
+    with locked(bundle.path):
+        now = load_bundle(bundle.path)  # another build may have added an engine meanwhile
+        if not now.has_graph_of(engine.identity):
+            raise BundleError(f"{bundle.path}: the bundle was exported anew meanwhile; build again")
+        others = [known.entry for known in engines_of(now.manifest) if known.file != engine.file]
+        files = {**now.manifest["files"], engine.file: {"bytes": len(plan), "sha256": sha256_of(plan)}}
+        manifest = {**now.manifest, "engines": [*others, entry], "files": files}
+        text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+        write_atomically({**written, bundle.path / MANIFEST: text.encode()})
     return Engine(engine.file, engine.identity, entry)

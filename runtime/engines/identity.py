@@ -19,6 +19,11 @@ def number(capability: str) -> tuple[int, ...]:
     return tuple(int(part) for part in capability.split("."))
 
 
+def graph_precision(precision: str) -> str:
+    """Of the ONNX graph: TF32 is how a float32 graph is computed."""
+    return "fp32" if precision == "tf32" else precision
+
+
 @dataclass(frozen=True)
 class Profile:
     """Stacks that an engine takes: slices (two more than output slices), height and width in pixels."""

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from lesionrt.runtime.bundle import PRECISIONS
-from lesionrt.runtime.engines.identity import FLAVOURS
+from lesionrt.runtime.engines.identity import FLAVOURS, graph_precision
 from lesionrt.runtime.errors import UsageError
 from lesionrt.runtime.prepare import HALO
 
 SMALLEST_STACK = 1 + 2 * HALO
-MAX_SIZE = (256, 256)
+# Holds a brain of 1 mm pixels. Of 256x256, NVIDIA's limit on one tensor leaves fewer slices than a brain has.
+MAX_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
@@ -61,5 +62,5 @@ class Wanted:
 
     @property
     def graph_precision(self) -> str:
-        """Of the ONNX graph: TF32 is how a float32 graph is computed."""
-        return "fp32" if self.precision == "tf32" else self.precision
+        """Of the ONNX graph that it is built from."""
+        return graph_precision(self.precision)

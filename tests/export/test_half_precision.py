@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto
+from torch.export import Dim
 
-from lesionrt.export.graph import export_graph, parts_in_float32
+from lesionrt.export.graph import OPSETS, _product_in_float32, export_graph, parts_in_float32, trace
 from lesionrt.export.ranges import MARGIN, ProductRange, product_ranges
 from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lesionrt.train.model import Network, NetworkConfig, windows_of
@@ -91,3 +93,19 @@ def test_a_part_kept_in_float32_changes_nothing_but_its_rounding(tmp_path: Path)
         assert abs(result - expected).max() < 5e-3
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert parts_in_float32(network, "fp32", ("attention_down.0",)) == []
+
+
+class Product(torch.nn.Module):
+    """A squeeze-and-attention block's last step, kept in float32."""
+
+    def forward(self, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        return _product_in_float32(y, r)
+
+
+def test_a_product_beyond_float16_becomes_its_largest_number_not_infinite() -> None:
+    y, r = (torch.tensor(values, dtype=torch.float16) for values in ([2.0, 300.0, 65504.0], [3.0, 300.0, 65504.0]))
+    assert Product()(y, r).tolist() == [8.0, 65504.0, 65504.0]
+    model = trace(Product().eval(), (y, r), ({0: Dim("n")}, {0: Dim("n")}), ["y", "r"], ["p"], OPSETS["fp16"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (result,) = session.run(["p"], {"y": y.numpy(), "r": r.numpy()})
+    assert (result.dtype, result.tolist()) == (np.float16, [8.0, 65504.0, 65504.0])

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,17 @@ from lesionrt.runtime.backends.engine_plan import read_plan
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.engines import stacks
 from lesionrt.runtime.engines.build import build_engine
+from lesionrt.runtime.engines.command import build_command
 from lesionrt.runtime.engines.identity import engines_of
 from lesionrt.runtime.engines.wanted import Wanted
-from lesionrt.runtime.errors import BundleError, UsageError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
+from lesionrt.runtime.lock import locked
 from lesionrt.train.model import NetworkConfig
 from lesionrt.train.untrained import untrained_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'lesionrt[rtx]'")
 COMMAND = Path(sys.executable).parent / "lesionrt"
+TINY = Wanted("rtx", max_slices=5, max_size=(16, 16), workspace_bytes=2**30)
 Run = Callable[..., Any]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 NAMES = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
@@ -88,7 +93,7 @@ def test_an_engine_is_added_with_everything_that_identifies_it(
     assert f"engine       {engine.file}" in run("inspect", bundle).stdout
 
 
-@pytest.mark.parametrize(("attention", "convlstm"), [(True, False), (False, True)])
+@pytest.mark.parametrize(("attention", "convlstm"), [(True, False), (False, True), (False, False)])
 def test_every_variant_of_the_network_builds_in_every_precision(
     tmp_path: Path, half_bundle: Path, attention: bool, convlstm: bool
 ) -> None:
@@ -97,7 +102,7 @@ def test_every_variant_of_the_network_builds_in_every_precision(
     bundle = copy(half_bundle, tmp_path)
     for precision in OPSETS:
         path = tmp_path / "graph.onnx"
-        in_float32 = parts_in_float32(network, precision)
+        in_float32 = parts_in_float32(network, precision, ["attention_up.0"] if attention else [])
         export_graph(network, precision, path, graph_metadata(network, "00", precision), in_float32)
         with_graph(bundle, precision, path.read_bytes())
     for precision in PRECISIONS:
@@ -167,7 +172,53 @@ def test_an_engine_is_built_again_only_by_force(half_bundle: Path, tmp_path: Pat
     assert content(bundle) == before
     run("engine", "build", bundle, *SMALL, "--force")
     assert set(content(bundle)) == set(before)
-    assert len(engines_of(load_bundle(bundle).manifest)) == 1
+    (engine,) = engines_of(load_bundle(bundle).manifest)
+    program, *words = shlex.split(build_command(bundle, engine.identity))
+    assert program == "lesionrt"
+    assert "is there already" in run(*words, code=2).stderr  # what it builds is that engine
+
+
+def test_a_build_that_gives_nothing_leaves_the_bundle_and_its_log(
+    half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorrt_rtx
+
+    bundle = copy(half_bundle, tmp_path)
+    before = content(bundle)
+    monkeypatch.setattr(tensorrt_rtx.Builder, "build_serialized_network", lambda *arguments: None)
+    with pytest.raises(UnavailableError, match=r"1\..* could not build the engine") as caught:
+        build_engine(load_bundle(bundle), TINY, measure)
+    assert caught.value.exit_code == 4
+    assert content(bundle) == before
+    assert (tmp_path / "bundle.engine-build.log").stat().st_size
+
+
+def test_an_engine_is_not_added_to_a_bundle_that_was_exported_anew_meanwhile(half_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(half_bundle, tmp_path)
+    exported: dict[str, bytes] = {}
+
+    def export_meanwhile(*built: object) -> tuple[None, None]:
+        with_graph(bundle, "fp32", b"another graph")
+        exported.update(content(bundle))
+        return None, None
+
+    with pytest.raises(BundleError, match="exported anew meanwhile; build again"):
+        build_engine(load_bundle(bundle), TINY, export_meanwhile)
+    assert content(bundle) == exported
+
+
+def test_an_engine_is_added_only_when_nobody_else_adds_one(half_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(half_bundle, tmp_path)
+    before, said = content(bundle), list[str]()
+    with ThreadPoolExecutor(1) as others:
+        with locked(bundle):
+            building = others.submit(build_engine, load_bundle(bundle), TINY, measure, say=said.append)
+            while not any(text.startswith("memory") for text in said):
+                time.sleep(0.1)
+            time.sleep(1)
+            assert content(bundle) == before
+        engine = building.result()
+    assert set(content(bundle)) - set(before) == {engine.file}
 
 
 def no_operator(model: onnx.ModelProto) -> None:

@@ -17,6 +17,7 @@ import pytest
 from lesionrt.runtime.backends import NAMES, Probe, cuda, engine, engine_choice, engine_parity, open_backend, probe
 from lesionrt.runtime.backends.choice import BackendChoice
 from lesionrt.runtime.bundle import Bundle, load_bundle
+from lesionrt.runtime.engines.command import build_command
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.errors import StackError, UnavailableError
 from lesionrt.runtime.parity import TOLERANCES, Reference
@@ -34,12 +35,16 @@ RTX = replace(FP32, flavour="rtx", gpu=None, compute_capability=None)
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with that GPU and that TensorRT, as far as the choice of an engine looks at it."""
+    """A machine with that GPU and that TensorRT, as far as the choice of an engine looks at it, and bundles with the graphs
+    that the engines were built from."""
     known = {"NONE": 0, "CURRENT": 1, "SM75": 75, "SM86": 86, "SM120": 120}
     library = SimpleNamespace(__version__=VERSION, Runtime=object, ComputeCapability=SimpleNamespace(__members__=known))
     for module in (engine, engine_choice):
         monkeypatch.setattr(module, "gpu", lambda: HERE)
         monkeypatch.setattr(module, "load", lambda flavour: library)
+    graphs = dict.fromkeys(("fp32", "fp16", "bf16"), FP32.onnx_sha256)
+    monkeypatch.setattr(Bundle, "graph_sha256", lambda bundle, precision: graphs[precision])
+    monkeypatch.setattr(Bundle, "precisions", [*graphs])
 
 
 def listing(bundle: Path, to: Path, *identities: Identity) -> Bundle:
@@ -57,12 +62,12 @@ def listing(bundle: Path, to: Path, *identities: Identity) -> Bundle:
 @pytest.mark.usefixtures("here")
 def test_the_most_exact_engines_are_taken_the_latest_first(tiny_bundle: Path, tmp_path: Path) -> None:
     larger = replace(FP32, profile=replace(PROFILE, largest=(20, 256, 256)))
-    half = replace(FP32, precision="fp16")
-    bundle = listing(tiny_bundle, tmp_path, half, FP32, larger, replace(FP32, precision="bf16"))
+    half, tf32 = replace(FP32, precision="fp16"), replace(FP32, precision="tf32")
+    bundle = listing(tiny_bundle, tmp_path, half, FP32, larger, replace(FP32, precision="bf16"), tf32)
     assert [found.identity for found in engine_choice.find_engines("tensorrt", bundle)] == [FP32, larger]
     assert [found.identity for found in engine_choice.find_engines("tensorrt", bundle, "fp16")] == [half]
     precisions = [found.identity.precision for found in engine_choice.runnable("tensorrt", bundle)]
-    assert precisions == ["bf16", "fp16", "fp32", "fp32"]
+    assert precisions == ["bf16", "fp16", "tf32", "fp32", "fp32"]
 
 
 @pytest.mark.usefixtures("here")
@@ -74,6 +79,7 @@ def test_the_most_exact_engines_are_taken_the_latest_first(tiny_bundle: Path, tm
             {"gpu": "RTX 4090", "compute_capability": "8.9"},
             "built for RTX 4090 (compute capability 8.9), here is RTX A4000",
         ),
+        ({"onnx_sha256": "cd" * 32}, "built from another graph than the bundle's"),
     ],
 )
 def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it(
@@ -83,7 +89,8 @@ def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it
     with pytest.raises(UnavailableError) as caught:
         engine_choice.find_engines("tensorrt", bundle)
     assert finding in str(caught.value)
-    assert f"Run: lesionrt engine build {bundle.path} --flavor tensorrt --precision fp16" in str(caught.value)
+    (listed,) = engines_of(bundle.manifest)
+    assert f"Run: {build_command(bundle.path, listed.identity)}" in str(caught.value)
 
 
 @pytest.mark.usefixtures("here")
@@ -127,7 +134,7 @@ def test_an_rtx_engine_for_other_gpus_is_refused_before_it_is_loaded(tiny_bundle
     bundle = listing(tiny_bundle, tmp_path, replace(RTX, targets=("8.9", "12.0")))
     found = probe("rtx", bundle)
     assert "built for compute capability 8.9, 12.0, here is RTX A4000 (compute capability 8.6)" in str(found.problem)
-    assert str(found.remedy).endswith("--flavor rtx --precision fp32 --target 8.6")
+    assert found.remedy == f"Run: {build_command(bundle.path, replace(RTX, targets=('8.6',)))}"
 
 
 @pytest.mark.usefixtures("here")

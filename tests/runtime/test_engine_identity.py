@@ -14,6 +14,7 @@ from lesionrt.runtime.backends.cuda import Gpu
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.engines import stacks, targets
 from lesionrt.runtime.engines.build import _figures
+from lesionrt.runtime.engines.command import build_command
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.network import in_words
 from lesionrt.runtime.engines.schedule import spans
@@ -166,11 +167,11 @@ def test_options_that_do_not_fit_are_usage_errors(options: dict[str, object], fi
 
 
 def test_the_profile_goes_from_three_slices_over_a_brain_to_the_largest() -> None:
-    assert profile_for(Wanted(), 32, 300) == Profile((3, 32, 32), BRAIN, (300, 256, 256))
+    assert profile_for(Wanted(), 32, 300) == Profile((3, 32, 32), BRAIN, (300, 224, 224))
     assert profile_for(Wanted(), 32, 40).optimum == (40, 160, 192)
     assert profile_for(Wanted(max_size=(96, 512)), 32, 40) == Profile((3, 32, 32), (40, 96, 192), (40, 96, 512))
-    with pytest.raises(UsageError, match="is 100x256; this network needs multiples of 32"):
-        profile_for(Wanted(max_size=(100, 256)), 32, 40)
+    with pytest.raises(UsageError, match="is 100x224; this network needs multiples of 32"):
+        profile_for(Wanted(max_size=(100, 224)), 32, 40)
 
 
 def test_a_larger_workspace_takes_more_slices_and_half_precision_more_still() -> None:
@@ -185,9 +186,23 @@ def test_no_tensor_of_the_largest_stack_is_beyond_nvidias_limit_however_much_mem
     full = {"growth_rate": 12, "layers": 5, "levels": 5, "first_channels": 48}
     assert (widest(full), widest({}), widest({**full, "layers": None})) == (228, 228, 228)
     assert widest({"growth_rate": 4, "layers": 2, "first_channels": 8}) == 32
-    guess = first_guess(Wanted(), 2**40, 228)
+    guess = first_guess(Wanted(max_size=(256, 256)), 2**40, 228)
     assert guess * 228 * 256 * 256 <= 2**31 - 1 < (guess + 1) * 228 * 256 * 256
     assert first_guess(Wanted(max_size=(160, 192)), 2**40, 228) == 2 * BRAIN[0]
+
+
+def test_the_default_stack_holds_a_whole_brain_where_the_memory_does() -> None:
+    assert first_guess(Wanted(), 2**40, 228) >= BRAIN[0]
+    assert all(least <= most for least, most in zip(BRAIN[1:], Wanted().max_size, strict=True))
+
+
+def test_the_command_that_builds_an_engine_again_names_all_that_a_person_chose() -> None:
+    command = build_command(Path("my bundle"), replace(RTX, targets=("8.6", "12.0"), workspace_bytes=3 * 2**29))
+    assert command == (
+        "lesionrt engine build 'my bundle' --flavor rtx --precision fp16 --max-slices 20 --max-size 256x256 "
+        "--workspace 1.5 --target 8.6,12.0"
+    )
+    assert build_command(Path("b"), NATIVE).endswith("--max-size 256x256 --workspace 1")
 
 
 @pytest.mark.parametrize(

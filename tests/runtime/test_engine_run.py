@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lesionrt.runtime.backends import cuda, engine_backend
+from lesionrt.runtime.backends import cuda, engine_backend, engine_group
 from lesionrt.runtime.backends.engine_backend import EngineBackend
+from lesionrt.runtime.backends.engine_group import EngineGroup
 from lesionrt.runtime.backends.engine_loaded import LoadedEngine, runtime_cache_file
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile
-from lesionrt.runtime.errors import OutputError, StackError, UnavailableError
+from lesionrt.runtime.errors import OutputError, StackError, UnavailableError, UsageError
 
 PROFILE = Profile((3, 4, 4), (16, 8, 8), (40, 8, 8))
 IDENTITY = Identity("ab" * 32, "tensorrt", "11.4", "fp32", "A GPU", "8.6", (), PROFILE, 2**30, ())
@@ -128,8 +129,9 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         if not self.run():
             return False
-        slices = self.gpu.blocks[self.addresses["slices"]].view(np.float32).reshape(self.shape)
-        self.gpu.blocks[self.addresses["lesion"]][:] = (slices[:-2] + slices[2:]).view(np.uint8).ravel()
+        slices = self.gpu.blocks[self.addresses["slices"]].view(np.float32)[: np.prod(self.shape)].reshape(self.shape)
+        lesion = (slices[:-2] + slices[2:]).view(np.uint8).ravel()
+        self.gpu.blocks[self.addresses["lesion"]][: lesion.size] = lesion
         return True
 
 
@@ -178,6 +180,89 @@ def test_stacks_run_and_their_memory_is_kept_and_freed(backend: EngineBackend, g
     assert gpu.blocks == {}
 
 
+def test_buffers_are_allocated_anew_only_for_a_larger_volume(backend: EngineBackend, gpu: Gpu) -> None:
+    def run(slices: np.ndarray) -> int:
+        np.testing.assert_array_equal(backend.infer_stack(slices), (slices[:-2] + slices[2:])[:, 0])
+        return gpu.next
+
+    first = run(SLICES)
+    assert [run(stack) for stack in (SLICES[:5], SLICES[..., :4], SLICES)] == [first] * 3
+    larger = run(np.concatenate([SLICES, SLICES]))
+    assert larger > first
+    assert len(gpu.blocks) == 5  # the context's, and two slots' slices and lesion: the smaller ones are gone
+    assert run(SLICES) == larger
+
+
+def test_where_the_largest_of_every_buffer_does_not_fit_what_is_needed_does(backend: EngineBackend, gpu: Gpu) -> None:
+    backend.infer_stack(SLICES[:12])  # 768 numbers of slices, 640 of lesion
+    gpu.room = sum(block.nbytes for block in gpu.blocks.values())
+    narrow = np.concatenate([SLICES, SLICES])[:23, :, :, :4]  # 736 and 672
+    np.testing.assert_array_equal(backend.infer_stack(narrow), (narrow[:-2] + narrow[2:])[:, 0])
+    assert backend.warnings == []
+
+
+def test_idle_memory_is_given_back_before_the_chunk_is_halved(backend: EngineBackend, gpu: Gpu) -> None:
+    with backend._lane() as lane:  # as another thread would hold it
+        lane.run(SLICES, 16, None)
+        backend.infer_stack(SLICES[:3])
+    used = sum(block.nbytes for block in gpu.blocks.values())
+    assert len(backend._idle) == 2
+    gpu.room = used
+    larger = np.concatenate([SLICES, SLICES])[:20]
+    np.testing.assert_array_equal(backend.infer_stack(larger), (larger[:-2] + larger[2:])[:, 0])
+    assert backend.warnings == []
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_even_a_single_slice_is_tried_again_once_if_others_gave_memory_back(
+    backend: EngineBackend, gpu: Gpu, freed: bool
+) -> None:
+    asked = []
+
+    def release() -> bool:
+        asked.append(True)
+        gpu.room = 2**20 if freed else gpu.room
+        return True
+
+    gpu.room = 100
+    if freed:
+        np.testing.assert_array_equal(backend.infer_stack(SLICES[:3], release=release), EXPECTED[:1])
+    else:
+        with pytest.raises(UnavailableError, match="no memory for a single slice"):
+            backend.infer_stack(SLICES[:3], release=release)
+    assert asked == [True]
+
+
+def test_a_group_gives_back_what_its_other_engines_hold(
+    backend: EngineBackend, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(IDENTITY, profile=Profile((3, 4, 4), (3, 8, 8), (3, 8, 8)))
+    engines = [Engine(each.file_name, each, {}) for each in (IDENTITY, small)]
+    monkeypatch.setattr(engine_group, "read_plan", lambda bundle, engine: b"plan")
+    bundle: Any = None
+    with EngineGroup(bundle, engines) as group:
+        group.infer_stack(SLICES)
+        gpu.room = sum(block.nbytes for block in gpu.blocks.values())
+        np.testing.assert_array_equal(group.infer_stack(SLICES[:3]), EXPECTED[:1])
+        assert group.warnings == []
+        assert len(group._loaded) == 2
+    with pytest.raises(UsageError, match="is closed"):
+        group.infer_stack(SLICES)
+
+
+def test_a_closed_backend_says_so(backend: EngineBackend, gpu: Gpu) -> None:
+    with backend:
+        backend.infer_stack(SLICES)
+    with pytest.raises(UsageError, match="is closed; use it inside its `with` block"):
+        backend.infer({"slices": SLICES})
+
+
+def test_what_runs_while_the_backend_is_closed_is_closed_when_it_returns(backend: Any, gpu: Gpu) -> None:
+    backend.run = lambda: backend.__exit__(None, None, None)
+    np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
+    assert (backend._idle, gpu.blocks) == ([], {})
+
+
 def test_out_of_memory_halves_the_chunk_warns_and_goes_on(backend: EngineBackend, gpu: Gpu) -> None:
     gpu.room = 12000  # bytes; 16 slices at a time need more
     np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
@@ -185,7 +270,7 @@ def test_out_of_memory_halves_the_chunk_warns_and_goes_on(backend: EngineBackend
     np.testing.assert_array_equal(backend.infer_stack(SLICES), EXPECTED)
     assert len(backend.warnings) == 1
     gpu.room = 100
-    backend._release_idle()
+    backend.release_idle()
     with pytest.raises(UnavailableError, match="no memory for a single slice of 8x8"):
         backend.infer_stack(SLICES)
     assert gpu.blocks == {}

@@ -113,9 +113,11 @@ def test_auto_takes_the_engine(engines: Path, bundle: Bundle, flavour: str, run:
 
 def test_the_full_network_agrees_with_pytorch(flavour: str, full_bundle: Path, tmp_path: Path, run: Run) -> None:
     bundle = Path(shutil.copytree(full_bundle, tmp_path / "bundle"))
-    for precision in ("fp32", "fp16"):
+    for precision in PRECISIONS:
         run("engine", "build", bundle, "--flavor", flavour, "--precision", precision)
-    assert json.loads(run("verify", bundle, "--backend", flavour, "--json").stdout)["passed"]
+    found = json.loads(run("verify", bundle, "--backend", flavour, "--json").stdout)
+    assert found["passed"]
+    assert {row["precision"] for row in found["results"]} == set(PRECISIONS)
 
 
 def test_a_whole_volume_gives_the_cpus_mask(engines: Path, flavour: str, small_flair: Path) -> None:
@@ -197,7 +199,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(flavour: str, bundle: Bundle
         expected = backend.infer_stack(slices)  # all at once, and its buffers are kept
         with device.active():
             needed = before - free_bytes()
-        backend.backend_for(slices)._release_idle()
+        backend.backend_for(slices).release_idle()
         with device.active():
             hog = DeviceMemory(free_bytes() - needed // 2)
         try:
