@@ -37,9 +37,6 @@ LEAST_CONTRAST = 1.0  # robust deviations by which a painted lesion is brighter 
 SMALLEST_TRANSPLANT = 3  # voxels
 SHARPEST = 1.5  # times what blurring takes away is added
 PALEST_LESION = 1.2  # robust deviations: as bright as the brightest grey matter
-# Of the intensities: the natural logarithm of a factor, and robust deviations. With half of it a network called lesions only what
-# was as bright as those it knew, and a tenth of a patient's whose tissue varies less beside them.
-LARGEST_GAIN, LARGEST_SHIFT = 0.4, 0.3
 IN_PLANE = (0.0, 1.5, 1.5)  # pixels over which tissue's level is told from its noise
 LESION_GROUND = 0.3  # between white and grey matter: what lesions fade towards
 
@@ -288,8 +285,7 @@ def _vary_intensity(slices: Array, brain: Mask, augmentation: Augmentation, rng:
         medians = np.maximum(slices / MEDIAN + 1, 0)
         slices = (medians ** np.float32(np.exp(rng.uniform(-0.3, 0.3))) - 1) * MEDIAN
     if rng.random() < augmentation.intensity:
-        factor, shift = np.exp(rng.uniform(-LARGEST_GAIN, LARGEST_GAIN)), rng.uniform(-LARGEST_SHIFT, LARGEST_SHIFT)
-        slices = slices * np.float32(factor) + np.float32(shift)
+        slices = slices * np.float32(np.exp(rng.uniform(-0.2, 0.2))) + np.float32(rng.uniform(-0.2, 0.2))
     if rng.random() < augmentation.sharpness:
         sigma = rng.uniform(0.5, 1.2)
         blurred = smoothed(slices, brain, (0, sigma, sigma))
