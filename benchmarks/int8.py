@@ -73,7 +73,8 @@ def samples(model: Any, stacks: list[Array]) -> list[dict[str, Array]]:
             given = request.infer(feed)
             if first:  # the first state is empty, as in no other piece
                 found.append(feed)
-            state = {name: given[value].copy() for name, value in zip(names, model.outputs[1:], strict=True)}
+            following = [value.any_name for value in model.outputs[1:]]
+            state = {name: given[value].copy() for name, value in zip(names, following, strict=True)}
     return found
 
 

@@ -361,7 +361,7 @@ PROCESS = """if True:
     network = Network(recipe.network)
     initialise(network)
     network.eval()
-    slices, lesions = torch.randn(4, 4, 32, 32), (torch.rand(4, 2, 32, 32) > 0.9).float()
+    slices, lesions = torch.randn(4, 4, 32, 32), (torch.rand(4, 4, 32, 32) > 0.9).float()
     objective = Objective(network, recipe)
     rank, world = 0, 1
     if sys.argv[3] == "two":
