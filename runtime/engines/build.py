@@ -139,7 +139,7 @@ def _build(
     layers = parsed.layers(wanted.precision)
     check_precision(layers, wanted.precision, graph)
     say(f"{layers.total} layers, of which {layers.computing} compute: {in_words(wanted.precision, layers.share)}")
-    guess = wanted.max_slices or first_guess(wanted, workspace, widest(bundle.manifest["network"]))
+    guess = first_guess(wanted, workspace, widest(bundle.manifest["network"]))
 
     def identified(slices: int) -> Identity:
         return _identity(bundle, wanted, trt, device, workspace, profile_for(wanted, bundle.size_multiple, slices))

@@ -42,10 +42,24 @@ def widest(network: dict[str, Any]) -> int:
 
 
 def first_guess(wanted: Wanted, workspace: int, channels: int) -> int:
-    """Slices of the largest stack, before the builder was asked."""
+    """Slices of the largest stack, before the builder was asked: those that are asked for, or what should fit.
+
+    Raises
+    ------
+    UsageError
+        If more are asked for than a tensor may hold; the builder takes them, and its memory figures overflow.
+    """
     height, width = wanted.max_size
+    most = MOST_ELEMENTS // (channels * height * width)
+    if wanted.max_slices is not None:
+        if wanted.max_slices > most:
+            raise UsageError(
+                f"--max-slices is {wanted.max_slices}; of {channels} channels of {height}x{width} a tensor holds {most} slices "
+                f"at most ({MOST_ELEMENTS} elements): give fewer, or a smaller --max-size"
+            )
+        return wanted.max_slices
     fitting = workspace // (BYTES_PER_PIXEL[wanted.precision] * height * width)
-    return max(SMALLEST_STACK, min(BRAIN[0] * 2, fitting, MOST_ELEMENTS // (channels * height * width)))
+    return max(SMALLEST_STACK, min(BRAIN[0] * 2, fitting, most))
 
 
 def profile_for(wanted: Wanted, multiple: int, slices: int) -> Profile:

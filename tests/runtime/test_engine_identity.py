@@ -196,6 +196,13 @@ def test_the_default_stack_holds_a_whole_brain_where_the_memory_does() -> None:
     assert all(least <= most for least, most in zip(BRAIN[1:], Wanted().max_size, strict=True))
 
 
+def test_more_slices_than_a_tensor_holds_are_refused() -> None:
+    # 2^31 - 1 elements: 187 slices of 228 channels of 224x224 hold 2.14e9, 188 hold 2.15e9.
+    assert first_guess(Wanted(max_slices=187), 2**40, 228) == 187
+    with pytest.raises(UsageError, match=r"--max-slices is 188; .* holds 187 slices at most"):
+        first_guess(Wanted(max_slices=188), 2**40, 228)
+
+
 def test_the_command_that_builds_an_engine_again_names_all_that_a_person_chose() -> None:
     command = build_command(Path("my bundle"), replace(RTX, targets=("8.6", "12.0"), workspace_bytes=3 * 2**29))
     assert command == (
