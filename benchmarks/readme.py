@@ -17,7 +17,7 @@ BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->\n"
 
 
 def with_tables(text: str, results: Sequence[Path]) -> str:
-    """A README's text with the results' tables between its markers.
+    """A README's text with the results' tables between its markers, in the order of their paths.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def with_tables(text: str, results: Sequence[Path]) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"the text has no {BEGIN.strip()} with {END.strip()} after it, on lines of their own")
-    tables = "\n".join(readme_table(json.loads(path.read_text())) for path in results)
+    tables = "\n".join(readme_table(json.loads(path.read_text())) for path in sorted(results))
     return before + begin + tables + end + after
 
 
