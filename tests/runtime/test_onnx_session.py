@@ -1,5 +1,6 @@
 """What ONNX Runtime's failures become."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,3 +46,11 @@ def test_a_smaller_chunk_is_advised_where_memory_is_missing(words: str, chunk: b
 def test_a_closed_session_says_so() -> None:
     with pytest.raises(UsageError, match="the segmenter is closed"):
         session(None).infer(FEED)
+
+
+def test_a_precision_that_it_does_not_compute_is_said_with_what_mends_it(half_bundle: Path) -> None:
+    graph = half_bundle / "model_bf16.onnx"
+    with pytest.raises(
+        UnavailableError, match=r"does not compute bf16 on CPU .*export the model again with --precision fp32"
+    ):
+        OnnxSession("cpu", "CPU", graph, "bf16", "CPUExecutionProvider", None)
