@@ -93,7 +93,7 @@ class OnnxSession:
             # Its own fallback would print to stdout, move to the CPU and go on.
             session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exceptions share no base
-            if "NOT_IMPLEMENTED" in str(error):
+            if "NOT_IMPLEMENTED" in str(error) and precision != "fp32":
                 raise UnavailableError(
                     f"{graph}: ONNX Runtime {ort.__version__} does not compute {precision} on {device} ({_first_line(error)}); "
                     "export the model again with --precision fp32 as well"
