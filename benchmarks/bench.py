@@ -84,6 +84,7 @@ class _Running:
     case: Case
     child: Child
     row: dict[str, Any]
+    halo_chunk: int | None = None  # output slices after which two are encoded again; None where none is
 
 
 def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
@@ -182,6 +183,7 @@ class _Bench:
         self.stack.push(one.child)
         with self._told(one):
             opened = one.child.ask("open")
+            one.halo_chunk = opened.pop("halo_chunk")
             row.update(library=opened.pop("library"), device=opened.pop("device"), start_s=opened)
             row["first_s"] = one.child.ask("first")["seconds"]
             row["cold_s"] = time.monotonic() - one.child.begun
@@ -230,14 +232,15 @@ class _Bench:
             if one.case.name in found:
                 seconds = found[one.case.name]
                 one.row["slab"] = asdict(spread(seconds))
-                one.row["s_per_slice"] = one.row["slab"]["median"] * self._share(one.case.kind, work)
+                one.row["s_per_slice"] = one.row["slab"]["median"] * self._share(one, work)
 
-    def _share(self, kind: str, work: dict[str, Any] | None) -> float:
+    def _share(self, one: _Running, work: dict[str, Any] | None) -> float:
         """A slice of a whole volume's share in the slab's time."""
         if work is None:  # the slices beside the slab count as a whole volume's would: too much
             return 1 / self.slab
         total = len(self.prepared.brain)
-        return slab_in_volume(kind, Work(**work["encode"]), Work(**work["decode"]), self.slab, total) / total
+        encode, decode = Work(**work["encode"]), Work(**work["decode"])
+        return slab_in_volume(one.case.kind, encode, decode, self.slab, total, one.halo_chunk) / total
 
     def _note_memory(self, running: list[_Running], key: str) -> None:
         """Each process's peak so far: of the slices, which all compute, and again of whole volumes, where they are."""

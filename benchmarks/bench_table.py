@@ -45,7 +45,8 @@ def explanation(report: dict[str, Any]) -> list[str]:
         *(whence if report["checkpoint"] == RESTORED else []),
         f"Seconds per slice are of the network alone, measured on {slab} slices of {size}, the median of "
         f"up to {report['repeats']} interleaved rounds after a warm-up; spread is least to most. They are a whole volume's: in one pass "
-        f"the two slices more that it encodes count as {volume['slices'] + 2} to {volume['slices']}, not as {slab + 2} to {slab}. "
+        f"the two slices more that it encodes count as {volume['slices'] + 2} to {volume['slices']}, not as {slab + 2} to {slab}, "
+        "or once a chunk where no state is kept between chunks. "
         f"Times faster is against {report['baseline']}, on the same slices in the same run.",
         f"Seconds per volume are from file to files, {volume['slices']} slices; ~ marks what was not measured on the "
         f"whole volume but scaled from the {slab} slices, without reading and writing. Faster, volume: the same ratio for whole volumes.",

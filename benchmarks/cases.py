@@ -13,6 +13,16 @@ from lesionrt.runtime.errors import UnavailableError, UsageError
 
 BASELINE = "authors"
 PROVIDER = "TensorrtExecutionProvider"
+NO_BFLOAT16 = "ONNX Runtime has no bfloat16 convolution"
+# What a user might look for in vain, by backend and precision.
+NOT_OFFERED = {
+    ("cuda", "bf16"): NO_BFLOAT16,
+    ("openvino", "bf16"): "this CPU has no bfloat16",
+    (
+        "openvino",
+        "int8",
+    ): "its masks do not hold Dice 0.99 against float32; `python -m lesionrt.benchmarks.int8` tries it",
+}
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,9 @@ def _of_backends(bundle: Bundle) -> Iterator[Case]:
                 skip = "ONNX Runtime's CPU has no bfloat16; `lesionrt verify` emulates it"
             title = f"one pass, backend {name} ({found.library})"
             yield Case(f"{name}-{precision}", title, precision, "backend", name, skip=skip)
+        for (backend, precision), reason in NOT_OFFERED.items():
+            if backend == name and precision not in precisions(name, bundle):
+                yield Case(f"{name}-{precision}", f"one pass, backend {name}", precision, "backend", name, skip=reason)
 
 
 def _of_provider(bundle: Bundle) -> Iterator[Case]:
@@ -132,8 +145,8 @@ def _of_provider(bundle: Bundle) -> Iterator[Case]:
         yield Case("onnx-tensorrt", title, "", "provider", skip=lacking)
         return
     for precision in bundle.precisions:
-        if precision != "bf16":
-            yield Case(f"onnx-tensorrt-{precision}", title, precision, "provider")
+        skip = NO_BFLOAT16 if precision == "bf16" else None
+        yield Case(f"onnx-tensorrt-{precision}", title, precision, "provider", skip=skip)
 
 
 def open_case(case: Case, bundle: Bundle, checkpoint: Path | None, window_graph: Path, threads: int) -> Backend:

@@ -18,7 +18,7 @@ def restored_checkpoint(bundle: Bundle, folder: Path) -> tuple[Path | None, str 
     try:
         save_checkpoint(restore_checkpoint(bundle), path)
     except BundleError as error:
-        return None, f"needs the checkpoint: give --reference checkpoint.pt; it cannot be restored: {error}"
+        return None, f"needs the checkpoint, which cannot be restored: {error}"
     return path, None
 
 

@@ -139,7 +139,7 @@ def command(
         expected, float_s = measured(graph, "fp32", stacks, repeats)
         found, int8_s = measured(path, "fp32", stacks, repeats)
     scores = {
-        f"{name.parent.name}/{name.name}": round(dice(one > bundle.threshold, other > bundle.threshold), 4)
+        "/".join(name.parts[-3:]): round(dice(one > bundle.threshold, other > bundle.threshold), 4)
         for name, one, other in zip(flair, found, expected, strict=True)
     }
     report = {

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import venv
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from lesionrt.benchmarks.checkpoints import restored_checkpoint
 from lesionrt.benchmarks.interleaved import Spread
 from lesionrt.benchmarks.machine import cores, describe
 from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.cli.options import check_new
 from lesionrt.runtime.errors import LesionrtError, UnavailableError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.prepare import HALO, prepare_volume
@@ -100,6 +102,9 @@ def command(
     threads: Annotated[int | None, typer.Option(help="On the CPU.", min=1, show_default="one a core")] = None,
 ) -> None:
     """Install the peers and measure them, interleaved, beside the authors' schedule and the one pass in PyTorch."""
+    check_new(out, force=True)  # before minutes of installing
+    if find_spec("torch") is None:
+        raise UnavailableError("PyTorch is not installed. Run: pip install 'lesionrt[export]'")
     model, volume = load_bundle(bundle), read_flair(flair)
     prepared = prepare_volume(volume, nonzero_brain(volume), model.preparation, model.size_multiple)
     total = len(prepared.brain)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lesionrt.benchmarks.bench_table import readme_table
 from lesionrt.runtime.errors import InputError, LesionrtError, UsageError
@@ -24,7 +25,7 @@ def with_tables(text: str, results: Sequence[Path]) -> str:
     UsageError
         If there are no results, which would empty it.
     InputError
-        If it has no such markers.
+        If it has no such markers, or a result is none of `lesionrt bench`.
     """
     if not results:
         raise UsageError("no results; " + USAGE)
@@ -32,8 +33,18 @@ def with_tables(text: str, results: Sequence[Path]) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"the text has no {BEGIN.strip()} with {END.strip()} after it, on lines of their own")
-    tables = "\n".join(readme_table(json.loads(path.read_text())) for path in sorted(results))
+    tables = "\n".join(readme_table(_report(path)) for path in sorted(results))
     return before + begin + tables + end + after
+
+
+def _report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text at all
+        raise InputError(f"{path}: is no JSON ({error}); expected a bench.json of `lesionrt bench`") from error
+    if not isinstance(report, dict) or not {"baseline", "cases", "volume"} <= report.keys():
+        raise InputError(f"{path}: is no result of `lesionrt bench`; give its bench.json")
+    return report
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """How near a case comes to what the machine can do."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,28 +33,31 @@ class Work:
         return Work(factor * self.flops, factor * self.elements)
 
 
-def stack_work(kind: str, encode: Work, decode: Work, slices: int) -> Work:
-    """What a case computes for so many output slices, at the least.
+def stack_work(kind: str, encode: Work, decode: Work, slices: int, chunk: int | None = None) -> Work:
+    """What a case computes for so many output slices; in one pass at the least, or with two slices encoded again for each chunk.
 
     >>> one = Work(1, 1)
     >>> [stack_work(kind, one, one, 10).flops for kind in ("authors", "window", "backend")]
     [60, 40, 22]
+    >>> stack_work("torch", one, one, 10, 4).flops  # 10 decoded, 6 + 6 + 4 encoded
+    26
     """
     if kind == "authors":
         return (encode + decode) * (3 * slices)
     if kind == "window":
         return encode * (3 * slices) + decode * slices
-    return encode * (slices + 2) + decode * slices
+    return encode * (slices + 2 * math.ceil(slices / (chunk or slices))) + decode * slices
 
 
-def slab_in_volume(kind: str, encode: Work, decode: Work, slab: int, slices: int) -> float:
-    """How much more work a whole volume is than a slab of it: one pass encodes two slices more, of either.
+def slab_in_volume(kind: str, encode: Work, decode: Work, slab: int, slices: int, chunk: int | None = None) -> float:
+    """How much more work a whole volume is than a slab of it: one pass encodes two slices more, of either or of each chunk.
 
     >>> one = Work(1, 1)
     >>> [slab_in_volume(kind, one, one, 10, 100) for kind in ("authors", "backend")]
     [10.0, 9.181818181818182]
     """
-    return stack_work(kind, encode, decode, slices).flops / stack_work(kind, encode, decode, slab).flops
+    whole, part = (stack_work(kind, encode, decode, count, chunk).flops for count in (slices, slab))
+    return whole / part
 
 
 def roofline(work: Work, precision: str, seconds: float, rates: dict[str, Any]) -> dict[str, Any] | None:

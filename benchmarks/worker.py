@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from lesionrt.benchmarks.cases import Case, open_case
+from lesionrt.runtime.backends import StreamingBackend
 from lesionrt.runtime.bundle import REFERENCE, load_bundle
-from lesionrt.runtime.chunks import infer_in_chunks
+from lesionrt.runtime.chunks import default_chunk, infer_in_chunks
 from lesionrt.runtime.outputs import plan_jobs, write_results
 from lesionrt.runtime.parity import load_reference
 from lesionrt.runtime.prepare import HALO, prepare_volume
@@ -75,7 +76,13 @@ class Worker:
             "load": loaded - prepared,
             "library": self._backend.library,
             "device": self._backend.device,
+            "halo_chunk": self._halo_chunk(),
         }
+
+    def _halo_chunk(self) -> int | None:
+        """After how many output slices two are encoded again; None where none is."""
+        keeps_state = isinstance(self._backend, StreamingBackend) or hasattr(self._backend, "infer_stack")
+        return None if keeps_state else default_chunk(*self._slab.shape[2:])
 
     def first(self) -> dict[str, Any]:
         """One output slice."""
