@@ -103,6 +103,7 @@ def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
         lacking = None
         if request.checkpoint is None:
             restored, lacking = restored_checkpoint(bundle, Path(name))
+            lacking = lacking and f"{lacking}; or give --reference checkpoint.pt"
             request = replace(request, checkpoint=restored)
         cases = select(find_cases(bundle, request.checkpoint, request.quick, lacking), list(request.names))
         return _Bench(request, bundle, cases, Path(name), stack, say).run()

@@ -3,7 +3,7 @@
     python -m lesionrt.benchmarks.training_steps [--steps 3] [--repeats 2] [-o benchmarks/results/training-steps.json]
 
 Both train the full network on a phantom; their steps are taken in turns (A B A B ...) after a warm-up step each.
-A slice of `default` is 128x128 pixels, one of `paper` the whole brain: nanoseconds per output pixel are given as well.
+A slice of `default` is 96x96 pixels, one of `paper` the whole brain: nanoseconds per output pixel are given as well.
 """
 
 import contextlib

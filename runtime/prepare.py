@@ -15,14 +15,14 @@ Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 SLICE_MIN_MAX = "slice-min-max"
-BRAIN_ROBUST_Z = "brain-robust-z"
+BRAIN_QUARTILE_Z = "brain-quartile-z"
 
 # The authors' constants, of a slice scaled to 0..1 (their datasets/MSDataset.py).
 OFFICIAL_MEAN = 0.1026
 OFFICIAL_STD = 0.0971
-# A normal distribution's standard deviation in units of its median absolute deviation.
-MAD_TO_STD = 1.4826
-ROBUST_Z_RANGE = (-5.0, 10.0)  # in standard deviations; the lower end is the background
+# A normal distribution's standard deviation in units of the distance between its median and a quartile.
+QUARTILE_TO_STD = 1.4826
+QUARTILE_Z_RANGE = (-5.0, 10.0)  # in standard deviations; the lower end is the background
 SMALLEST_SIZE = 160  # pixels; the paper's slices (section 3.1)
 HALO = 1  # slices that a window reaches beyond its centre
 
@@ -35,8 +35,8 @@ class Preparation:
     ----------
     normalisation
         ``slice-min-max``: each slice, from the background 0 to its brightest voxel, to 0..1, then (x - 0.1026) / 0.0971, as the
-        paper's authors do.  ``brain-robust-z``: (x - median) / (1.4826 MAD) over the volume's brain
-        voxels, clipped to -5..10, background -5.
+        paper's authors do.  ``brain-quartile-z``: (x - median) over the volume's brain voxels, in units of 1.4826 times the
+        distance to the upper quartile above the median and to the lower quartile below it, clipped to -5..10, background -5.
     axes
         Where the stack, height and width axes point to.
     spacing_mm
@@ -51,7 +51,7 @@ class Preparation:
         If a value is not one of these.
     """
 
-    normalisation: str = BRAIN_ROBUST_Z
+    normalisation: str = BRAIN_QUARTILE_Z
     axes: str = "SRA"
     spacing_mm: float = 1.0
     smoothing_mm: float = 0.0
@@ -240,24 +240,26 @@ def slice_min_max(stack: Array, brain: Mask, _: Array) -> Array:
     return result
 
 
-def brain_robust_z(stack: Array, brain: Mask, values: Array) -> Array:
-    """Distance from the brain's median in robust standard deviations, clipped; background at the lower end.
+def brain_quartile_z(stack: Array, brain: Mask, values: Array) -> Array:
+    """Distance from the brain's median in robust standard deviations of its own side, clipped; background at the lower end.
 
-    >>> stack = np.array([[[0, 1, 2, 3, 4, 90]]], np.float32)
-    >>> brain_robust_z(stack, stack > 0, stack[stack > 0]).round(3)
-    array([[[-5.   , -1.349, -0.674,  0.   ,  0.674, 10.   ]]], dtype=float32)
+    Each side has a scale of its own, as fluid and atrophy widen the dark one and not the one where lesions are.
+
+    >>> stack = np.array([[[0, 1, 2, 4, 8, 90]]], np.float32)
+    >>> brain_quartile_z(stack, stack > 0, stack[stack > 0]).round(3)
+    array([[[-5.   , -1.012, -0.674,  0.   ,  0.674, 10.   ]]], dtype=float32)
     """
-    median = np.median(values)
-    deviation = MAD_TO_STD * np.median(np.abs(values - median))
-    if deviation == 0:  # more than half of the brain has one value
-        deviation = values.std(dtype=np.float64)
-    if deviation == 0:
+    lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75)).astype(np.float64)
+    # A side of which more than half has the median's value has no quartile of its own.
+    below, above = (QUARTILE_TO_STD * side or values.std(dtype=np.float64) for side in (median - lower, upper - median))
+    if not above:
         raise VolumeError(
             f"the brain has no contrast: all its voxels are {float(median):g}; is this a mask instead of a FLAIR image?"
         )
-    low, high = ROBUST_Z_RANGE
-    scaled = np.clip((stack - np.float32(median)) / np.float32(deviation), low, high)
+    low, high = QUARTILE_Z_RANGE
+    distance = stack - np.float32(median)
+    scaled = np.clip(distance / np.where(distance < 0, np.float32(below), np.float32(above)), low, high)
     return np.where(brain, scaled, np.float32(low))
 
 
-_NORMALISATIONS = {SLICE_MIN_MAX: slice_min_max, BRAIN_ROBUST_Z: brain_robust_z}
+_NORMALISATIONS = {SLICE_MIN_MAX: slice_min_max, BRAIN_QUARTILE_Z: brain_quartile_z}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionrt.runtime.errors import DatasetError, UsageError
-from lesionrt.runtime.prepare import BRAIN_ROBUST_Z, Preparation
+from lesionrt.runtime.prepare import BRAIN_QUARTILE_Z, Preparation
 from lesionrt.train.augment import Augmentation
 from lesionrt.train.model import NetworkConfig
 
@@ -36,12 +36,12 @@ class Recipe:
         If a value is out of range.
     """
 
-    normalisation: str = "brain-robust-z"
+    normalisation: str = "brain-quartile-z"
     smoothing_mm: float = 0.9
     sampling: str = "slabs"
     slabs: int = 4
     slab_slices: int = 3
-    size: int = 128
+    size: int = 96
     lesion_centred: float = 0.3
     donors: str = ""
     steps: int = 1600
@@ -54,7 +54,7 @@ class Recipe:
     warm_up: int = 50
     decay: str = "cosine"
     average: float = 0.99
-    frozen_norms: float = 0.4
+    frozen_norms: float = 0.3
     attention_gain: float = 0.1
     cross_entropy: float = 2.0
     dice_smoothing: float = 1.0
@@ -97,9 +97,9 @@ class Recipe:
                 f"recipe: a step of one slice of {self.size} pixels has one value a channel at the bottom, of which there are no "
                 "batch statistics; raise slabs, slab_slices or size"
             )
-        if self.sampling == "slabs" and self.normalisation != BRAIN_ROBUST_Z:
+        if self.sampling == "slabs" and self.normalisation != BRAIN_QUARTILE_Z:
             raise DatasetError(
-                f"recipe: slabs are varied as robust z-values; with normalisation {self.normalisation} choose sampling windows"
+                f"recipe: slabs are varied as quartile z-values; with normalisation {self.normalisation} choose sampling windows"
             )
         shares = asdict(self.augmentation)
         for name, share in shares.items():

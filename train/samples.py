@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lesionrt.runtime.prepare import BRAIN_ROBUST_Z
+from lesionrt.runtime.prepare import BRAIN_QUARTILE_Z
 from lesionrt.train.augment import BACKGROUND, Centres, Lesions, cut, lesions_of
 from lesionrt.train.cache import PreparedScan
 from lesionrt.train.recipe import Recipe
@@ -67,7 +67,7 @@ class Windows(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         scan, slice_ = self._items[index]
         window = scan.slices[slice_ - 1 : slice_ + 2].astype(np.float32)
-        outside = BACKGROUND if self._recipe.normalisation == BRAIN_ROBUST_Z else float(window[0, 0, 0])
+        outside = BACKGROUND if self._recipe.normalisation == BRAIN_QUARTILE_Z else float(window[0, 0, 0])
         return (
             torch.from_numpy(self._padded(window, outside)),
             torch.from_numpy(self._padded(scan.lesions[slice_][None].astype(np.float32), 0)),

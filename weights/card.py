@@ -1,6 +1,6 @@
 """Put what two runs did and reached into the default model's manifest, its page and the README.
 
-    python weights/card.py SINGLE_RUN HELD_OUT_RUN ALL_RUN BUNDLE README
+    python weights/card.py HELD_OUT_RUN ALL_RUN BUNDLE README
 
 A run is the folder of a training, with what `lesionrt evaluate` found in `evaluation/`: steps and figures are copied from
 there, never typed.
@@ -15,12 +15,13 @@ from lesionrt.runtime.bundle import MANIFEST
 from lesionrt.runtime.files import write_atomically
 
 BEGIN, END = "<!-- model -->\n", "<!-- /model -->\n"
-# Dice of the best fixed threshold on the brain's robust z-values, smoothed: what needs no training.
+# Dice of a fixed threshold, which needs no training: non-zero voxels, eroded by 4; (x - median) / (1.4826 MAD) over them, smoothed
+# by 0.7 voxels, over 2.0, the best single threshold on these scans.
 THRESHOLD = {"p07_1": 0.33, "p19_1": 0.25, "P14_1": 0.69, "P14_2": 0.78, "P14_3": 0.74, "P39_1": 0.87}
 
 
 def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By scan, those of the held-out run with `_held_out` behind their names."""
+    """By scan, those of the held-out run with `_held_out` behind their names, beside a fixed threshold's Dice."""
     runs = (("", True, everyone), ("_held_out", False, held_out))
     return {
         f"{scan['name']}{ending}": {
@@ -36,14 +37,18 @@ def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dic
     }
 
 
-def recipe(text: str, single: dict[str, Any], held_out: dict[str, Any], everyone: dict[str, Any]) -> str:
+def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any]) -> str:
     """How the model was made, with what the runs' descriptions say in place of the names in braces."""
     unseen = everyone["train"].keys() - held_out["train"].keys()
-    runs = {"single": single["recipe"], "held": held_out["recipe"], "all": everyone["recipe"]}
+    runs = {"held": held_out["recipe"], "all": everyone["recipe"]}
     return text.format(
         device={"cpu": "CPU cores"}.get(everyone["where"]["device"], "a GPU"),
         held_out=" and ".join(sorted({name.rpartition("_")[0] for name in unseen})),
-        **{f"{run}_{key}": values[key] for run, values in runs.items() for key in ("steps", "slabs", "slab_slices")},
+        **{
+            f"{run}_{key}": values[key]
+            for run, values in runs.items()
+            for key in ("steps", "slabs", "slab_slices", "size")
+        },
     )
 
 
@@ -85,10 +90,10 @@ def page(manifest: dict[str, Any], measured_with: str) -> str:
     )
 
 
-def main(single: Path, held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
+def main(held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
     """Write the manifest, the page beside the bundle, and the README's table."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    runs = [json.loads((folder / "run.json").read_text()) for folder in (single, held_out, everyone)]
+    runs = [json.loads((folder / "run.json").read_text()) for folder in (held_out, everyone)]
     found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in (held_out, everyone)]
     manifest["card"]["recipe"] = recipe(manifest["card"]["recipe"], *runs)
     manifest["card"]["figures"] = figures(*found)

@@ -68,7 +68,7 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Path, tiny_checkpoint
     assert manifest["model"]["trained"] is False
     assert manifest["network"] == load_checkpoint(tiny_checkpoint).network.config.as_dict()
     assert manifest["input"] == {
-        "normalisation": "brain-robust-z",
+        "normalisation": "brain-quartile-z",
         "region": "brain",
         "axes": "SRA",
         "spacing_mm": 1.0,

@@ -57,12 +57,20 @@ def test_the_dice_of_each_real_scan_is_the_cards(segmented: Path, shared: Path, 
 
 def test_its_card_says_what_a_person_should_know(bundle: Bundle) -> None:
     card = bundle.manifest["card"]
+    assert not re.search(r"\{\w+\}", json.dumps(card["recipe"]))  # no name is left for its value
     assert "not a medical device" in card["limits"].lower()
     assert "10.1007/s12021-017-9348-7" in card["data"]
     assert "10.1038/s41597-025-05250-y" in card["data"]
     assert all(figure["trained_on_it"] for name, figure in card["figures"].items() if name in SCANS)
     assert bundle.model.trained
     assert bundle.model.licence
+
+
+def test_people_that_it_had_not_seen_are_segmented_better_than_by_a_fixed_threshold(bundle: Bundle) -> None:
+    unseen = [figure for figure in bundle.manifest["card"]["figures"].values() if not figure["trained_on_it"]]
+    assert unseen
+    means = [sum(figure[name] for figure in unseen) / len(unseen) for name in ("dice", "fixed_threshold_dice")]
+    assert means[0] > means[1]
 
 
 @pytest.mark.parametrize("page", ["runtime/models/README.md", "README.md"])

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from lesionrt.runtime.errors import InputError, VolumeError
 from lesionrt.runtime.geometry import ModelGrid
 from lesionrt.runtime.prepare import (
-    BRAIN_ROBUST_Z,
+    BRAIN_QUARTILE_Z,
     SLICE_MIN_MAX,
     Preparation,
     Prepared,
-    brain_robust_z,
+    brain_quartile_z,
     prepare,
     prepare_volume,
     slice_min_max,
@@ -27,7 +27,7 @@ BLACK = (0 - 0.1026) / 0.0971  # of the authors' scaling
 WHITE = (1 - 0.1026) / 0.0971
 
 
-def prepared(data: Array, normalisation: str = BRAIN_ROBUST_Z, multiple: int = 32, spacing: float = 1.0) -> Prepared:
+def prepared(data: Array, normalisation: str = BRAIN_QUARTILE_Z, multiple: int = 32, spacing: float = 1.0) -> Prepared:
     """A volume along R, A, S whose brain is where it is not 0."""
     x, y, z = data.shape
     grid = ModelGrid((x, y, z), np.diag([spacing, spacing, spacing, 1]))
@@ -89,25 +89,25 @@ def test_slice_min_max_of_a_slice_without_contrast_is_finite(values: list[float]
     np.testing.assert_allclose(slice_min_max(stack, stack != 0, stack[stack != 0]), [[expected]], rtol=1e-5)
 
 
-def test_robust_z_is_the_distance_from_the_brains_median() -> None:
-    # Median 3; absolute deviations 2, 1, 0, 1, 87: their median is 1, so one deviation is 1.4826.
-    stack = np.array([[[0, 1, 2], [3, 4, 90]]], np.float32)
+def test_quartile_z_is_the_distance_from_the_brains_median_by_the_quartile_of_its_own_side() -> None:
+    # Median 3, lower quartile 2, upper quartile 5: one deviation is 1.4826 below and 2 x 1.4826 above.
+    stack = np.array([[[0, 1, 2], [3, 5, 90]]], np.float32)
     expected = [[[-5, -2 / 1.4826, -1 / 1.4826], [0, 1 / 1.4826, 10]]]
-    np.testing.assert_allclose(brain_robust_z(stack, stack > 0, stack[stack > 0]), expected, rtol=1e-5)
+    np.testing.assert_allclose(brain_quartile_z(stack, stack > 0, stack[stack > 0]), expected, rtol=1e-5)
 
 
-def test_robust_z_falls_back_on_the_standard_deviation() -> None:
-    # More than half is 5, so the median deviation is 0; the mean is 6 and the deviation sqrt((4x1 + 16) / 5) = 2.
+def test_quartile_z_falls_back_on_the_standard_deviation() -> None:
+    # The upper quartile is the median; the mean is 6 and the deviation sqrt((4x1 + 16) / 5) = 2.
     stack = np.array([[[5, 5, 5, 5, 10, 0]]], np.float32)
-    found = brain_robust_z(stack, stack > 0, stack[stack > 0])
+    found = brain_quartile_z(stack, stack > 0, stack[stack > 0])
     np.testing.assert_allclose(found, [[[0, 0, 0, 0, 2.5, -5]]], rtol=1e-5)
 
 
-def test_robust_z_takes_its_statistics_over_the_whole_brain() -> None:
+def test_quartile_z_takes_its_statistics_over_the_whole_brain() -> None:
     data = np.zeros((3, 1, 2), np.float32)
-    data[:, 0, 0], data[:, 0, 1] = (1, 2, 3), (4, 5, 90)  # median 3.5, deviations 2.5 1.5 .5 .5 1.5 86.5: 1.5
+    data[:, 0, 0], data[:, 0, 1] = (1, 2, 3), (4, 5, 90)  # median 3.5, quartiles 2.25 and 4.75
     centre = prepared(data).slices[1:-1, 0, 78:81, 79]  # 3 and 1 pixels in the middle of 160
-    expected = np.array([[-2.5, -1.5, -0.5], [0.5, 1.5, 15 * 1.4826]]) / (1.5 * 1.4826)
+    expected = np.array([[-2.5, -1.5, -0.5], [0.5, 1.5, 12.5 * 1.4826]]) / (1.25 * 1.4826)
     np.testing.assert_allclose(centre, expected, rtol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_a_brain_without_contrast_is_an_error_that_names_the_volume(tmp_path: Pa
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "mask.nii.gz")
     volume = read_volume(tmp_path / "mask.nii.gz")
     with pytest.raises(VolumeError, match=r"mask\.nii\.gz: the brain has no contrast.* 1; is this a mask"):
-        prepare_volume(volume, volume.data != 0, Preparation(BRAIN_ROBUST_Z), 32)
+        prepare_volume(volume, volume.data != 0, Preparation(BRAIN_QUARTILE_Z), 32)
 
 
 def test_a_brain_that_vanishes_on_the_models_grid_is_an_error() -> None:
@@ -155,7 +155,7 @@ def test_no_tissue_is_cut_off_a_large_brain() -> None:
     np.testing.assert_array_equal(restored, data != 0)
 
 
-@pytest.mark.parametrize(("normalisation", "background"), [(SLICE_MIN_MAX, BLACK), (BRAIN_ROBUST_Z, -5)])
+@pytest.mark.parametrize(("normalisation", "background"), [(SLICE_MIN_MAX, BLACK), (BRAIN_QUARTILE_Z, -5)])
 def test_everything_outside_the_brain_has_the_backgrounds_value(normalisation: str, background: float) -> None:
     data = brain_like(6, 6, 3)
     data[2, 3, 1] = 0  # a hole inside
@@ -242,7 +242,7 @@ def test_a_preparation_survives_as_plain_values() -> None:
     values = {"normalisation": "slice-min-max", "axes": "IPL", "spacing_mm": 0.9, "smoothing_mm": 0.5}
     assert preparation.as_dict() == values
     assert Preparation(**preparation.as_dict()) == preparation
-    assert (preparation.region, Preparation(BRAIN_ROBUST_Z).region) == ("slice", "brain")
+    assert (preparation.region, Preparation(BRAIN_QUARTILE_Z).region) == ("slice", "brain")
 
 
 def test_the_brains_edge_is_not_diluted_where_voxels_are_smaller_than_the_models() -> None:

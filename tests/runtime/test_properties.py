@@ -14,7 +14,7 @@ from nibabel.eulerangles import euler2mat
 from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import VolumeError
-from lesionrt.runtime.prepare import BRAIN_ROBUST_Z, SLICE_MIN_MAX, Preparation, prepare_volume
+from lesionrt.runtime.prepare import BRAIN_QUARTILE_Z, SLICE_MIN_MAX, Preparation, prepare_volume
 from lesionrt.runtime.volume import read_flair, read_volume
 
 EXAMPLES = settings(max_examples=40, deadline=None, database=None, derandomize=True)
@@ -48,7 +48,7 @@ def images(draw: st.DrawFn, spacing_mm: st.SearchStrategy[float]) -> nib.Nifti1I
 
 
 PREPARATIONS = st.builds(
-    Preparation, st.sampled_from([BRAIN_ROBUST_Z, SLICE_MIN_MAX]), st.sampled_from(["SRA", "SAR", "IPL", "SLP"])
+    Preparation, st.sampled_from([BRAIN_QUARTILE_Z, SLICE_MIN_MAX]), st.sampled_from(["SRA", "SAR", "IPL", "SLP"])
 )
 
 
