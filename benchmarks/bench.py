@@ -115,7 +115,8 @@ class _Bench:
     ) -> None:
         self.request, self.bundle, self.cases = request, bundle, cases
         self.folder, self.stack, self.say = folder, stack, say
-        self.deadline = time.monotonic() + QUICK_S if request.quick else float("inf")
+        self.begun = time.monotonic()
+        self.deadline = self.begun + QUICK_S if request.quick else float("inf")
         self.threads = request.threads or cores()
         self.flair = request.flair or _write_phantom(folder)
         self.volume = read_flair(self.flair)
@@ -144,7 +145,10 @@ class _Bench:
             one.child.close()
         if not self.request.quick:
             self._start_again(running)
-        rates = best_of(rates, self._rates())  # before and after: at a bad moment a limit would seem to be exceeded
+        try:  # before and after: at a bad moment a limit would seem to be exceeded
+            rates = best_of(rates, self._rates())
+        except UnavailableError as error:  # what was measured stands
+            self.say(f"once only: {error}")
         baseline = relate(rows, len(self.prepared.brain))
         self._limits(running, rates, work)
         report = {
@@ -156,6 +160,7 @@ class _Bench:
             "cases": rows,
             "scaling": None if self.request.quick else self._scaling(running),
         }
+        report["elapsed_s"] = round(time.monotonic() - self.begun, 1)
         return finite(report)  # type: ignore[no-any-return]
 
     # What is measured.
@@ -378,6 +383,8 @@ class _Bench:
         restored = checkpoint is not None and checkpoint.parent == self.folder
         exported = self.bundle.manifest["checkpoint"]["sha256"]
         notes = []
+        if self.request.names:
+            notes.append(f"only these cases were asked for: {', '.join(case.name for case in self.cases)}")
         if not self.bundle.model.trained:
             notes.append("the model has random weights: its masks mean nothing and are not judged")
         if checkpoint is not None and not restored and sha256(checkpoint) != exported:

@@ -75,7 +75,7 @@ def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     size = "×".join(map(str, volume["height_width"]))
     yield "checkpoint", report["checkpoint"] or "none"
     yield "volume", f"{volume['name']}: {volume['slices']} slices of {size} (sha256 {volume['sha256'][:12]}…)"
-    yield "kind", "quick" if report["quick"] else "full"
+    yield "kind", f"{'quick' if report['quick'] else 'full'}, took {report['elapsed_s'] / 60:.1f} min"
 
 
 def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:

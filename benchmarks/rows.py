@@ -5,7 +5,7 @@ from typing import Any
 
 from lesionrt.benchmarks.cases import BASELINE, Case
 
-# The first of these that was measured is what the others are compared with.
+# The first of these that was measured and is right is what the others are compared with.
 BASELINES = (BASELINE, "window-onnx", "cpu-fp32")
 
 
@@ -38,7 +38,8 @@ def relate(rows: list[dict[str, Any]], slices: int) -> str | None:
     measured = [row for row in rows if row["skipped"] is None and row["s_per_slice"] is not None]
     if not measured:
         return None
-    base = next((row for name in BASELINES for row in measured if row["name"] == name), measured[0])
+    right = [row for row in measured if not row["wrong"]] or measured
+    base = next((row for name in BASELINES for row in right if row["name"] == name), right[0])
     for row in measured:
         whole = row["volume"]
         # Without reading and writing, where the volume is scaled: a baseline is not made slower than it is.

@@ -7,6 +7,7 @@ Values that a formula leaves open
   has room for (as the BraTS challenge scores them), so that a missed patient cannot improve a mean.
 * Any other ratio to 0, such as the sensitivity where nothing is to be found, is NaN: there is nothing to measure.
   Means leave it out and say over how many values they are.
+* Over the slices with lesions, the paper's way, a reference without lesions leaves no slice: every measure is NaN there.
 """
 
 import math

@@ -229,7 +229,7 @@ def run_fold(
                 say,
                 name=model,
                 cache=cache,
-                left_out=[*fold.test, *left_out],
+                left_out=[*fold.test, *left_out, *(other[1] if other else ())],
             )
         except Interrupted as error:
             message = f"{model}: stopped, its state is written; the same command continues it"

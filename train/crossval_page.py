@@ -1,5 +1,6 @@
 """A cross-validation for people: tables as the paper's 2, 4 and 5, beside them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -82,8 +83,11 @@ def _body(
         others = [result for result in found if result.other is not None]
         if others:
             yield "<h3>Another data set, as in the paper's Table 4</h3>"
-            yield f"<p>Dice over whole volumes of each fold's model. {_label('Table 4')}</p>"
-            yield _others(others)
+            yield f"<p>Dice of each fold's model, first over the slices with lesions. {_label('Table 4')}</p>"
+            yield _others(others, "lesion_slices")
+            yield _paper_others()
+            yield "<p>Over whole volumes:</p>"
+            yield _others(others, "whole_volume")
 
 
 def _label(which: str) -> str:
@@ -134,21 +138,26 @@ def _ablation(variants: dict[str, list[FoldResult]], papers: bool) -> str:
     return table(["Network", *(f"Fold {fold}" for fold in shown), "Mean"], rows)
 
 
-def _others(found: Sequence[FoldResult]) -> str:
+def _others(found: Sequence[FoldResult], group: str) -> str:
+    """Dice of every scan of the other data set; a dash where a reference without lesions leaves nothing to measure."""
     scans = [scan["name"] for scan in found[0].other["scans"]] if found[0].other else []
     rows: Rows = []
     columns: list[list[float]] = [[] for _ in scans]
     for result in found:
-        dice = [scan["whole_volume"]["dice"] for scan in (result.other or {})["scans"]]
-        rows.append(("", [f"fold {result.fold.number}", *map(number, dice)]))
-        for column, value in zip(columns, dice, strict=True):
+        dice = [scan[group]["dice"] for scan in (result.other or {})["scans"]]
+        values = [math.nan if value is None else value for value in dice]
+        rows.append(("", [f"fold {result.fold.number}", *map(number, values)]))
+        for column, value in zip(columns, values, strict=True):
             column.append(value)
     summaries = [summarise(column) for column in columns]
     rows.append(("mean", ["mean over folds", *(mean_of(summary, len(found)) for summary in summaries)]))
     rows.append(("sd", ["SD", *map(deviation_of, summaries)]))
-    own = table(["Fold", *scans], rows)
-    papers: Rows = [
+    return table(["Fold", *scans], rows)
+
+
+def _paper_others() -> str:
+    rows: Rows = [
         ("paper", [f"paper, fold {fold}", *map(number, dice)]) for fold, dice in enumerate(published.OTHER_SCANNER, 1)
     ]
-    papers.append(("paper", ["paper, mean ± SD", *published.OTHER_SCANNER_MEAN]))
-    return own + "<p></p>" + table(["", "P1", "P2", "P3"], papers)
+    rows.append(("paper", ["paper, mean ± SD", *published.OTHER_SCANNER_MEAN]))
+    return "<p></p>" + table(["", "P1", "P2", "P3"], rows)

@@ -65,8 +65,8 @@ def _body(evaluation: Evaluation, methods: bool) -> Iterator[str]:
         '<p class="dim">Lesions are 26-connected; one is found if the prediction shares a voxel with it, and a predicted '
         "one false if it shares none with the reference. Distances are between surface voxels, over both directions "
         "together; Hausdorff is the worse direction's 95th percentile. Two empty masks have Dice, IoU and F1 of 1 and "
-        "distances of 0; one empty mask has 0, and distances of the image's diagonal. A dash is a ratio of 0 to 0; "
-        "means leave it out and say n. SD is the sample standard deviation.</p>"
+        "distances of 0; one empty mask has 0, and distances of the image's diagonal. A dash is a ratio of 0 to 0, or any "
+        "measure over slices with lesions where the reference has none; means leave it out and say n. SD is the sample standard deviation.</p>"
     )
     yield "<h2>Lesion volumes</h2>"
     yield from _volumes(evaluation)
@@ -101,7 +101,9 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if "model" in prediction:
         yield "trained on", prediction["model"]["training_data"] or "not recorded"
         yield "run with", f"{prediction['backend']}, {prediction['precision']}, on {prediction['device']}"
-        yield "lesion", f"probability over {prediction['threshold']:g}"
+        smallest = prediction["min_lesion_mm3"]
+        dropped = f"; lesions below {smallest:g} mm³ dropped" if smallest else ""
+        yield "lesion", f"probability over {prediction['threshold']:g}{dropped}"
         yield "sha256", prediction["model_sha256"]
 
 

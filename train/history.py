@@ -12,13 +12,18 @@ COLUMNS = (
     "dice",
     "validation_loss",
     "validation_dice",
+    "renormalised",
     "slices_per_second",
 )
 Rows = Sequence[dict[str, float]]
 
 
 def history_csv(rows: Rows) -> bytes:
-    """One line an epoch; Dice of the training slabs or windows as they were augmented."""
+    """One line an epoch.
+
+    Dice is of the training slabs or windows as they were augmented; `renormalised` counts the batches that overflowed under
+    frozen norms and were computed again by their own statistics.
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -36,7 +36,7 @@ from lesionrt.train.samples import Batches, Slabs, Windows
 from lesionrt.train.weights import initialise, norms, round_weights
 
 FORMAT = "lesionrt training state"
-VERSION = 1
+VERSION = 2
 CHECKPOINT, STATE, BEST = "checkpoint.pt", "state.pt", "best.pt"
 RUN, HISTORY, PICTURE = "run.json", "history.csv", "history.png"
 VALIDATION_SLICES = 8  # at a time
@@ -184,11 +184,13 @@ class Run:
             group["lr"] = learning_rate(self.recipe, self.step, steps)
         slices, lesions = (part.to(self.device, non_blocking=True) for part in (slices, lesions))
         value, norm, logits = self._gradient(objective, slices, lesions)
+        renormalised = 0
         if self._frozen(steps) and not math.isfinite(norm):
             # Where nothing renormalises them, products of products of unbounded maps can leave float32's range. Such a
             # batch is computed with its own statistics, and they count: the weights have left the ones that were kept.
             self.network.train()
             value, norm, logits = self._gradient(objective, slices, lesions)
+            renormalised = 1
         if not (math.isfinite(value) and math.isfinite(norm)):  # the gradient is shared: every process stops here
             raise DatasetError(
                 f"the loss is {value} and its gradient's norm {norm} at step {self.step + 1} of {steps}; no weights were changed by it "
@@ -204,7 +206,8 @@ class Run:
         self.step += 1
         found = logits[:, 1] > logits[:, 0]
         self.totals += torch.tensor(
-            [value, 1, (found * lesions.flatten(0, 1)).sum(), found.sum(), lesions.sum()], dtype=torch.float64
+            [value, 1, (found * lesions.flatten(0, 1)).sum(), found.sum(), lesions.sum(), renormalised],
+            dtype=torch.float64,
         )
         return value
 
@@ -232,7 +235,8 @@ class Run:
             "step": float(self.step),
             "learning_rate": self.optimiser.param_groups[0]["lr"],
             "loss": float(totals[0] / totals[1]),
-            "dice": _dice(totals[2:]),
+            "dice": _dice(totals[2:5]),
+            "renormalised": float(totals[5] / self.world),
             "slices_per_second": now.slices_per_second,
         }
         if validation:
@@ -249,8 +253,9 @@ class Run:
             {self.out / HISTORY: history_csv(self.history), self.out / PICTURE: draw_history(self.history)}
         )
         held = f", validation Dice {row['validation_dice']:.4f}" if validation else ""
+        again = f", {row['renormalised']:.0f} batches by their own statistics" if row["renormalised"] else ""
         say(
-            f"epoch {row['epoch']:.0f}, step {now.step} of {now.steps}: loss {row['loss']:.4f}, Dice {row['dice']:.4f}{held}; "
+            f"epoch {row['epoch']:.0f}, step {now.step} of {now.steps}: loss {row['loss']:.4f}, Dice {row['dice']:.4f}{held}{again}; "
             f"{now.slices_per_second:.1f} slices/s, {now.seconds_left / 60:.0f} min left"
         )
 
@@ -364,7 +369,7 @@ def _dice(counts: Tensor) -> float:
 
 
 def _no_totals() -> Tensor:
-    return torch.zeros(5, dtype=torch.float64)  # loss, steps, overlap, found, true
+    return torch.zeros(6, dtype=torch.float64)  # loss, steps, overlap, found, true, renormalised
 
 
 def _saved(content: Any) -> bytes:

@@ -70,6 +70,7 @@ def _show(report: dict[str, Any]) -> None:
         shown.add_row(*cells, style="bold red" if cells[-1] == "WRONG" else None)
     console.print(shown)
     notes = (f"note: {note}" for note in (*report["notes"], *not_compared(report)))
+    console.print(f"measured in {report['elapsed_s'] / 60:.1f} min")
     for sentence in (*explanation(report), *notes):
         console.print(sentence)
     for row in report["cases"]:

@@ -128,6 +128,8 @@ def test_machine_and_measurement_are_described(quick: Result) -> None:
     assert quick.report["rates"]["cpu"]["flops_per_s"]["fp32"] > 1e8
     assert quick.report["rates"]["cpu"]["bytes_per_s"] > 1e8
     assert any("random weights" in note for note in quick.report["notes"])
+    assert not any("asked for" in note for note in quick.report["notes"])
+    assert 1 < quick.report["elapsed_s"] < 600
     assert "measured on 12 slices" in quick.screen
     assert "measured on 12 slices" in quick.page
 
@@ -175,6 +177,7 @@ def test_without_a_checkpoint_it_is_restored_from_the_bundle(bench: Any, tiny_bu
     assert found.report["baseline"] == "authors"
     assert found.row("cpu-fp32")["parity"]["percentile_difference"] <= 1e-4
     for text in (found.screen, found.page):
+        assert "only these cases were asked for: authors, cpu-fp32" in text
         assert "restored from the bundle" in text
         assert "is not the checkpoint" not in text
 

@@ -15,6 +15,7 @@ from lesionrt.benchmarks.flops import model_work, slice_work
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.rates import CPU_COMPUTED_IN
 from lesionrt.benchmarks.roofline import Work, roofline
+from lesionrt.benchmarks.rows import relate
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network
 
@@ -127,3 +128,12 @@ def test_half_precision_on_a_cpu_is_held_to_the_rate_in_which_it_is_computed() -
 def test_it_starts_without_torch_and_onnx() -> None:
     program = "import sys; sys.modules['onnx'] = sys.modules['torch'] = None; import lesionrt.benchmarks.bench_page, lesionrt.benchmarks.bench"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_wrong_case_is_not_what_the_others_are_compared_with() -> None:
+    common = {"skipped": None, "volume": None}
+    wrong = {"name": "window-onnx", "s_per_slice": 1.0, "wrong": True, **common}
+    right = {"name": "cpu-fp32", "s_per_slice": 2.0, "wrong": False, **common}
+    assert relate([wrong, right], slices=10) == "cpu-fp32"
+    assert (wrong["times_faster"], right["times_faster"], right["volume_s"]) == (2.0, 1.0, 20.0)
+    assert relate([wrong], slices=10) == "window-onnx"

@@ -169,7 +169,17 @@ def result(fold: Fold, dice: float, other: float | None = None) -> FoldResult:
     }
     away: dict[str, Any] | None = None
     if other is not None:
-        away = {"scans": [{**scan, "name": "away", "whole_volume": {**group, "dice": other}}], "summary": summary}
+        away = {
+            "scans": [
+                {
+                    **scan,
+                    "name": "away",
+                    "lesion_slices": {**group, "dice": other},
+                    "whole_volume": {**group, "dice": other - 0.2},
+                }
+            ],
+            "summary": summary,
+        }
     return FoldResult(fold, {"scans": [scan], "summary": summary}, away)
 
 
@@ -251,7 +261,8 @@ def test_the_page_sets_the_papers_tables_beside_ours_and_says_whose_they_are(rec
     assert ["paper, fold 4", "0.7954", "0.6869", "0.5537"] in papers  # Table 4
     assert ["paper, fold 5", "1111", "225", "50"] in papers
     assert ["paper, mean ± SD", "", *published.FOLDS_MEAN.values()] in papers  # Table 2
-    assert ["mean over folds", "0.4000"] in rows_of(text, "mean")
+    others = [cells for cells in rows_of(text, "mean") if len(cells) == 2]
+    assert others == [["mean over folds", "0.4000"], ["mean over folds", "0.2000"]] * 4  # the paper's way first
     assert not any(cells[0].startswith("paper") for cells in ours)
     assert (
         sum(cells[0] == "paper, mean ± SD" and len(cells) == 10 for cells in papers) == 1

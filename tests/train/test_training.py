@@ -1,5 +1,6 @@
 """Training: it learns, it stops and goes on, and several processes do what one would."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -141,8 +142,12 @@ def test_a_batch_that_frozen_norms_throw_out_of_range_is_computed_with_its_own_s
         assert not wild.network(torch.ones(1, 3, 32, 32)).isfinite().all()
     save_checkpoint(wild, tmp_path / "wild.pt")
     recipe = load_recipe("default", [*FAST, "frozen_norms=1.0"])
-    path = train(recipe, scans, [], tmp_path / "on", start=tmp_path / "wild.pt")
+    said: list[str] = []
+    path = train(recipe, scans, [], tmp_path / "on", say=said.append, start=tmp_path / "wild.pt")
     assert all(value.isfinite().all() for value in weights(path).values())
+    again = [int(row["renormalised"]) for row in csv.DictReader((tmp_path / "on" / "history.csv").open())]
+    assert again[0] >= 1  # the first batch of the first epoch's two at least
+    assert f", {again[0]} batches by their own statistics;" in said[0]
 
 
 PAPER = [*SMALL, "epochs=2", "batch=8", "learning_rate=0.01"]
