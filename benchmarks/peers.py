@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,7 +102,7 @@ def command(
     repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 3,
     threads: Annotated[int | None, typer.Option(help="On the CPU.", min=1, show_default="one a core")] = None,
 ) -> None:
-    """Install the peers and measure them, interleaved, beside the authors' schedule and the one pass in PyTorch."""
+    """Install the peers and measure them, interleaved, beside the authors' schedule, the one pass in PyTorch and the runtime."""
     check_new(out, force=True)  # before minutes of installing
     if find_spec("torch") is None:
         raise UnavailableError("PyTorch is not installed. Run: pip install 'lesionrt[export]'")
@@ -120,6 +121,7 @@ def command(
         stack = Path(name) / "slices.npy"
         np.save(stack, prepared.slices[first : first + count + 2 * HALO])
         order = {
+            "bundle": str(bundle.resolve()),
             "checkpoint": str(checkpoint),
             "slices": str(stack),
             "spacing_mm": model.preparation.spacing_mm,
@@ -133,6 +135,8 @@ def command(
         if problem is not None:
             measured[peer] = {"skipped": problem}
     report = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": model.name,
         "volume": {"name": flair.name, "sha256": volume.sha256, "slices": total},
         "slab_slices": count,
         "height_width": list(prepared.slices.shape[2:]),
@@ -146,7 +150,8 @@ def command(
             print(f"{case}: not measured: {row['skipped']}")
         else:
             time = Spread(**row["s_per_slice"])
-            print(f"{case}: {time.median:.4g} s per slice ({time.least:.4g} … {time.most:.4g}), {row['what']}")
+            ratio = f", {row['times_faster']:.2f} times authors" if "times_faster" in row else ""
+            print(f"{case}: {time.median:.4g} s per slice ({time.least:.4g} … {time.most:.4g}){ratio}, {row['what']}")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.schedules import authors_schedule
+from lesionrt.runtime.backends.choice import BackendChoice
+from lesionrt.runtime.bundle import load_bundle
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network, windows_of
 
-Run = Callable[[], Any]
+Run = Callable[[], Any]  # gives the probabilities (n, H, W), or None where they are not of this network
 Maker = Callable[[], tuple[Run, str]]  # what is run, and what it is
 
 
@@ -33,14 +35,23 @@ def monai_case(network: Network, slices: Tensor) -> tuple[Run, str]:
     inferer = SlidingWindowInferer(roi_size=size, sw_batch_size=1, overlap=0.25, mode="gaussian")
     windows = windows_of(slices)
 
-    def run() -> None:
-        for window in windows:
-            inferer(window[None], lambda batch: network(batch)[:, None])
+    def run() -> np.ndarray:
+        return np.stack(
+            [inferer(window[None], lambda batch: network(batch)[:, None])[0, 0].numpy() for window in windows]
+        )
 
     text = (
         f"monai {version('monai')}, sliding_window_inference with this network, tiles {size[0]}x{size[1]}, overlap 0.25"
     )
     return run, text
+
+
+def runtime_case(bundle: Path, slices: Tensor, threads: int) -> tuple[Run, str]:
+    """What `lesionrt segment` computes with here."""
+    backend = BackendChoice("auto", load_bundle(bundle), threads)
+    stack = slices.numpy()
+    first = backend.first.backend
+    return lambda: backend.infer(stack)[0], f"this package's runtime, backend {first.name}, {first.precision}"
 
 
 def nnunet_case(slices: Tensor, spacing_mm: float, brain_shape: list[int]) -> tuple[Run, str]:
@@ -92,10 +103,12 @@ def nnunet_case(slices: Tensor, spacing_mm: float, brain_shape: list[int]) -> tu
 def measure(makers: Mapping[str, Maker], count: int, repeats: int) -> dict[str, Any]:
     """Seconds per slice of each case, interleaved after a warm-up; one that fails is skipped with its reason.
 
+    What gives probabilities is compared with the first case, and so are all times.
+
     Parameters
     ----------
     makers
-        By name; each gives what is run, and what it is.
+        By name; each gives what is run, and what it is. The first is what the others are compared with.
     count
         Output slices of one run.
     repeats
@@ -103,6 +116,7 @@ def measure(makers: Mapping[str, Maker], count: int, repeats: int) -> dict[str, 
     """
     found: dict[str, Any] = {}
     made: dict[str, tuple[Run, str]] = {}
+    given: dict[str, np.ndarray | None] = {}
 
     @contextlib.contextmanager
     def told(name: str) -> Iterator[None]:
@@ -121,10 +135,18 @@ def measure(makers: Mapping[str, Maker], count: int, repeats: int) -> dict[str, 
     for name, maker in makers.items():
         with told(name):
             made[name] = maker()
-            made[name][0]()  # to warm up
+            given[name] = made[name][0]()  # to warm up
     rounds = {name: partial(timed, name) for name in made if name not in found}
     for name, values in interleaved(rounds, repeats).items():
         found[name] = {"what": made[name][1], "s_per_slice": asdict(spread(values))}
+    first = next(iter(makers))
+    right = given.get(first)
+    for name, row in found.items():
+        if "skipped" not in row and "skipped" not in found[first]:
+            row["times_faster"] = found[first]["s_per_slice"]["median"] / row["s_per_slice"]["median"]
+        output = given.get(name)
+        if right is not None and output is not None:
+            row["maximum_difference"] = float(np.abs(output - right).max())
     return found
 
 
@@ -138,7 +160,11 @@ def main() -> None:
     slices = torch.from_numpy(np.load(order["slices"]))
     makers: dict[str, Maker] = {
         "authors": lambda: (lambda: authors_schedule(network, slices.numpy()), "authors' schedule, PyTorch float32"),
-        "one-pass": lambda: (lambda: network.forward_stack(slices), "one pass, PyTorch float32, all slices at once"),
+        "one-pass": lambda: (
+            lambda: network.forward_stack(slices).numpy(),
+            "one pass, PyTorch float32, all slices at once",
+        ),
+        "runtime": lambda: runtime_case(Path(order["bundle"]), slices, order["threads"]),
     }
     peers: dict[str, Maker] = {
         "monai": lambda: monai_case(network, slices),

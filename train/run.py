@@ -125,12 +125,16 @@ class Run:
             write_atomically({path: f"{text}\n".encode()})
 
     def start_from(self, checkpoint: Checkpoint) -> None:
-        """Take another network's weights; its dropout may differ."""
-        config = checkpoint.network.config
-        if replace(config, dropout=self.recipe.network.dropout) != self.recipe.network:
-            raise CheckpointError(f"the checkpoint to start from has network {config}; expected {self.recipe.network}")
+        """Take another network's weights; its dropout may differ, and a bundle's takes grey once instead of repeated."""
+        config, wanted = checkpoint.network.config, self.recipe.network
+        state = checkpoint.network.state_dict()
+        if config.input_channels == 1 and wanted.input_channels > 1:
+            state["first.weight"] = state["first.weight"].repeat(1, wanted.input_channels, 1, 1) / wanted.input_channels
+            config = replace(config, input_channels=wanted.input_channels)
+        if replace(config, dropout=wanted.dropout) != wanted:
+            raise CheckpointError(f"the checkpoint to start from has network {config}; expected {wanted}")
         for network in {self.network, self.result}:
-            network.load_state_dict(checkpoint.network.state_dict())
+            network.load_state_dict(state)
 
     def fit(
         self,

@@ -98,6 +98,8 @@ def train(
         initial = None if start is None else load_checkpoint(start)
         if initial is not None:
             run.start_from(initial)
+            if initial.preparation != recipe.preparation:
+                say(f"note: {start} learned from scans prepared as {initial.preparation}, not as {recipe.preparation}")
         cache = cache or out.parent / "cache"
         multiple = recipe.network.size_multiple
         if world > 1:

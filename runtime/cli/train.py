@@ -2,7 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -26,7 +29,11 @@ def command(
         list[str] | None, typer.Option(help="A patient to leave out; may be repeated.", show_default=False)
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="A checkpoint whose weights to start from.", show_default="random weights")
+        Path | None,
+        typer.Option(
+            help="Weights to start from: a checkpoint, a bundle's folder, or `default` for the default model.",
+            show_default="random weights",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name.", show_default="the folder's")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
@@ -67,17 +74,40 @@ def command(
             text = f"loss {now.loss:.3f}, {now.slices_per_second:.1f} slices/s, {now.seconds_left / 60:.0f} min left"
             bar.update(task, completed=now.step, total=now.steps, now=text)
 
-        path = train(
-            resolved,
-            [scan for scan in used if scan.name not in held],
-            [scan for scan in used if scan.name in held],
-            out,
-            resume,
-            say=lambda text: print(text, file=sys.stderr, flush=True) if first else None,
-            progress=show,
-            start=start,
-            name=name,
-            left_out=[scan for scan in scans if scan not in used],
-        )
+        with _checkpoint_of(start) as checkpoint:
+            path = train(
+                resolved,
+                [scan for scan in used if scan.name not in held],
+                [scan for scan in used if scan.name in held],
+                out,
+                resume,
+                say=lambda text: print(text, file=sys.stderr, flush=True) if first else None,
+                progress=show,
+                start=checkpoint,
+                name=name,
+                left_out=[scan for scan in scans if scan not in used],
+            )
     if first:
         print(f"{path}: written")
+
+
+@contextmanager
+def _checkpoint_of(start: Path | None) -> Iterator[Path | None]:
+    """The checkpoint to start from; a bundle's is restored from its float32 graph for as long."""
+    from lesionrt.runtime.segmenter import DEFAULT_MODEL
+
+    bundle = DEFAULT_MODEL if start is not None and str(start) == "default" and not start.exists() else start
+    if bundle is None or not bundle.is_dir():
+        yield bundle
+        return
+    with needs("export"):
+        from lesionrt.export.restore import restore_checkpoint
+    from lesionrt.runtime.bundle import load_bundle
+    from lesionrt.train.checkpoint import save_checkpoint
+
+    with TemporaryDirectory(prefix="lesionrt-start-") as folder:
+        path = (
+            Path(folder) / "start.pt"
+        )  # always of this name, which the file's bytes depend on: a resumed run compares them
+        save_checkpoint(restore_checkpoint(load_bundle(bundle)), path)
+        yield path

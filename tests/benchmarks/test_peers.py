@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,7 +38,7 @@ def test_a_peer_that_fails_is_skipped_with_its_reason_and_the_others_are_measure
                 "unmade": unmade,
                 "cold": lambda: (failing(0, "no warm-up"), "a peer"),
                 "tired": lambda: (failing(2, "second round"), "a peer"),
-                "one-pass": lambda: (lambda: network.forward_stack(slices), "one pass"),
+                "one-pass": lambda: (lambda: network.forward_stack(slices).numpy(), "one pass"),
             },
             2,
             3,
@@ -47,6 +48,24 @@ def test_a_peer_that_fails_is_skipped_with_its_reason_and_the_others_are_measure
     assert found["tired"] == {"skipped": "RuntimeError: second round"}
     assert found["one-pass"]["what"] == "one pass"
     assert found["one-pass"]["s_per_slice"]["count"] == 3
+    assert "times_faster" not in found["one-pass"]  # the first case was not measured
+
+
+def test_peers_are_compared_with_the_first_case() -> None:
+    zeros = np.zeros((2, 4, 4))
+    found = measure(
+        {
+            "authors": lambda: (lambda: zeros, "right"),
+            "near": lambda: (lambda: zeros + 0.25, "off by a quarter"),
+            "other": lambda: (lambda: None, "another network"),
+        },
+        2,
+        3,
+    )
+    assert found["near"]["maximum_difference"] == 0.25
+    assert "maximum_difference" not in found["other"]
+    ratio = found["authors"]["s_per_slice"]["median"] / found["other"]["s_per_slice"]["median"]
+    assert found["other"]["times_faster"] == ratio
 
 
 def test_measuring_that_takes_too_long_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

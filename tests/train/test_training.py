@@ -150,6 +150,23 @@ def test_a_batch_that_frozen_norms_throw_out_of_range_is_computed_with_its_own_s
     assert f", {again[0]} batches by their own statistics;" in said[0]
 
 
+def test_it_starts_from_a_bundle_as_from_its_checkpoint(
+    run: Run, table: Path, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    options = [*FAST, "frozen_norms=1.0", "learning_rate=1e-9", "average=0.0"]
+    settings = [part for value in options for part in ("--set", value)]
+    command = ("train", table, "-o", tmp_path / "run", "--start", tiny_bundle, *settings)
+    run(*command)
+    run(*command, "--resume")  # the bundle is known again
+    known = load_checkpoint(tiny_checkpoint)
+    slices = torch.rand(4, 1, 32, 32)
+    with torch.inference_mode():
+        found = load_checkpoint(tmp_path / "run" / "checkpoint.pt").network.forward_stack(slices)
+        torch.testing.assert_close(found, known.network.forward_stack(slices), atol=1e-3, rtol=0)  # rounded to float16
+    wrong = run(*command, "--set", "network.levels=1", "-o", tmp_path / "other", code=3)
+    assert "the checkpoint to start from has network" in wrong.stderr
+
+
 PAPER = [*SMALL, "epochs=2", "batch=8", "learning_rate=0.01"]
 
 
