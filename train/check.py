@@ -168,6 +168,10 @@ def _look_at_flair(flair: Volume, check: ScanCheck) -> None:
     check.intensities = tuple(round(float(value), 4) for value in (values.min(), *middle, values.max()))
     check.brain_ml = round(values.size * float(np.prod(sizes)) / 1000, 1)
     check.flair_sha256 = flair.sha256
+    if values.min() == values.max():
+        check.errors.append(
+            f"{flair.name}: its values are 0 and {values[0]:g} alone: a mask, where an image was expected"
+        )
     check.warnings += [*flair.warnings, *filter(None, [skull_warning(flair)])]
 
 
@@ -199,11 +203,10 @@ def _look_at_both(flair: Volume, mask: Volume, lesions: NDArray[np.bool_], check
 
 
 def patients_in_two_splits(scans: Sequence[Scan]) -> list[str]:
-    """What is wrong with a table that splits by scan instead of by patient."""
+    """What is wrong with a table that splits by scan instead of by patient; a scan of no split is trained on."""
     splits: dict[str, set[str]] = {}
     for scan in scans:
-        if scan.split is not None:
-            splits.setdefault(scan.patient, set()).add(scan.split)
+        splits.setdefault(scan.patient, set()).add(scan.split or "train")
     return [
         f"patient {patient} stands in {' and '.join(name for name in SPLITS if name in found)}: "
         "the figure would be about a patient that the model knows; put all scans of a patient into one split"
@@ -221,7 +224,9 @@ def _warnings(scans: Sequence[Scan], checks: Sequence[ScanCheck]) -> list[str]:
     ]
     without = [scan.name for scan in scans if scan.split is None]
     if 0 < len(without) < len(scans):
-        found.append(f"{len(without)} scans stand in no split, others do: {', '.join(without[:SHOWN])}")
+        found.append(
+            f"{len(without)} scans stand in no split, others do: {', '.join(without[:SHOWN])}; they are trained on"
+        )
     if len({scan.patient for scan in scans}) == 1:
         found.append("all scans are of one patient: none can be held out")
     return found

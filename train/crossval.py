@@ -13,7 +13,7 @@ from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.metrics import MEASURES, summarise
 from lesionrt.train import published
 from lesionrt.train.cache import contents
-from lesionrt.train.dataset import Scan, paper_folds, patient_folds
+from lesionrt.train.dataset import Scan, paper_folds, patient_folds, read_pair
 from lesionrt.train.evaluation import FIELD, GROUPS, evaluate, plain
 from lesionrt.train.evaluation_page import evaluation_page
 from lesionrt.train.inference import CheckpointModel
@@ -154,7 +154,7 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
     Raises
     ------
     DatasetError
-        If a scan cannot be read.
+        If a scan cannot be used, or the other data set holds one of these: a model would be judged by what it learned.
     OutputError
         If the folder was begun with another recipe or other scans.
     """
@@ -170,6 +170,15 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
             }
         )
     )
+    for scan in (*scans, *others):  # before hours of training
+        read_pair(scan)
+    known = {flair: name for name, (flair, _) in content["scans"].items()}
+    both = [f"{name} is {known[flair]}" for name, (flair, _) in content["others"].items() if flair in known]
+    if both:
+        raise DatasetError(
+            f"the data set to evaluate on holds {len(both)} images of the one that is trained on ({', '.join(both[:5])}); "
+            "take them out of one of the two"
+        )
     path = out / PLAN
     if path.exists():
         try:
@@ -178,9 +187,8 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
             changed += ["splits"] * any(
                 content["splits"].get(number, names) != names for number, names in stored["splits"].items()
             )
-            changed += ["scans to evaluate on"] * (
-                bool(others and stored["others"]) and stored["others"] != content["others"]
-            )
+            evaluated = any((fold.folder / f"{OTHER}.json").exists() for fold in folds)
+            changed += ["scans to evaluate on"] * bool(others and evaluated and stored["others"] != content["others"])
             content["splits"] |= stored["splits"]
             content["others"] = content["others"] or stored["others"]
         except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -229,7 +237,7 @@ def run_fold(
                 say,
                 name=model,
                 cache=cache,
-                left_out=[*fold.test, *left_out, *(other[1] if other else ())],
+                left_out=[*fold.test, *left_out],
             )
         except Interrupted as error:
             message = f"{model}: stopped, its state is written; the same command continues it"

@@ -144,8 +144,8 @@ def _others(found: Sequence[FoldResult], group: str) -> str:
     rows: Rows = []
     columns: list[list[float]] = [[] for _ in scans]
     for result in found:
-        dice = [scan[group]["dice"] for scan in (result.other or {})["scans"]]
-        values = [math.nan if value is None else value for value in dice]
+        dice = {scan["name"]: scan[group]["dice"] for scan in (result.other or {})["scans"]}
+        values = [math.nan if dice[name] is None else dice[name] for name in scans]
         rows.append(("", [f"fold {result.fold.number}", *map(number, values)]))
         for column, value in zip(columns, values, strict=True):
             column.append(value)

@@ -1,5 +1,6 @@
 """Where the masks that are evaluated come from: a folder of them, a bundle or a checkpoint."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ def find_mask(folder: Path, scan: Scan) -> Path | None:
     named = [folder / f"{scan.name}{ending}{suffix}" for ending in NAMES for suffix in SUFFIXES]
     found = [path for path in named if path.is_file()]
     if not found:
-        parts = scan.flair.absolute().parts[1:]
+        # Without `..`, which would lead out of the folder.
+        parts = Path(os.path.abspath(scan.flair)).parts[1:]  # noqa: PTH100 (`resolve` would follow a link)
         tails = (targets_of(folder.joinpath(*parts[first:]))["mask"] for first in range(len(parts)))
         found = [next((path for path in tails if path.is_file()), Path())]
     if len(found) > 1:

@@ -280,7 +280,8 @@ class Run:
                     else:
                         logits = network.stack_logits(stack[part[0] - 1 : part[-1] + 2, None].to(self.device))
                     target = lesions[part].to(self.device)
-                    found = logits[:, 1] > logits[:, 0]
+                    brain = torch.from_numpy(scan.brain)[part].to(self.device)  # outside it nothing is lesion
+                    found = (logits[:, 1] > logits[:, 0]) & brain
                     totals += torch.tensor([(found * target).sum(), found.sum(), target.sum()], dtype=torch.float64)
                     smoothing, weight = self.recipe.dice_smoothing, self.recipe.cross_entropy
                     losses.append(float(loss_of(logits, target, smoothing, weight, whole=True)))

@@ -157,6 +157,22 @@ def _samples(
         return Windows(scans, recipe)
     if recipe.slabs < world:
         raise DatasetError(f"recipe: slabs is {recipe.slabs}; expected at least one for each of {world} processes")
+    return Slabs(scans, recipe, _lesions_of(recipe, donors, held))
+
+
+def check_donors(recipe: Recipe, held: Sequence[Scan]) -> None:
+    """Find none of the masks of scans that are not trained on among the recipe's donors.
+
+    Raises
+    ------
+    DatasetError
+        If one is there, or a donor cannot be read.
+    """
+    if held:
+        _lesions_of(recipe, _donors(recipe), held)
+
+
+def _lesions_of(recipe: Recipe, donors: Sequence[Path], held: Sequence[Scan]) -> list[Lesions]:
     lesions = [read_lesions(path, recipe.preparation) for path in donors]
     for scan in held if donors else ():
         theirs = read_lesions(scan.mask, recipe.preparation)
@@ -165,7 +181,7 @@ def _samples(
                 raise DatasetError(
                     f"{path}: holds the lesions of {scan.name}, which is not trained on; take it out of the recipe's donors"
                 )
-    return Slabs(scans, recipe, lesions)
+    return lesions
 
 
 def _same(one: Lesions, other: Lesions) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def command(
     ] = None,
 ) -> None:
     """Train and evaluate every fold. The same command again continues where it stopped, and keeps what is finished."""
-    from lesionrt.runtime.errors import UsageError
+    from lesionrt.runtime.errors import DatasetError, UsageError
     from lesionrt.runtime.files import write_atomically
     from lesionrt.train.dataset import lesion_slices, paper_folds, read_dataset
 
@@ -48,14 +49,18 @@ def command(
         import matplotlib  # noqa: F401 (what a history is drawn with, and would be missed after an epoch only)
 
         from lesionrt.train import crossval
-        from lesionrt.train.check import fold_lines, fold_slices
+        from lesionrt.train.check import fold_lines, fold_slices, patients_in_two_splits
         from lesionrt.train.crossval_page import crossval_page
         from lesionrt.train.recipe import load_recipe
+        from lesionrt.train.training import check_donors
 
     resolved = load_recipe(recipe, settings or ())
     table = read_dataset(dataset)
     scans = [scan for scan in table if scan.split != "test"]
     left_out = [scan for scan in table if scan.split == "test"]
+    parts = [replace(scan, split="test" if scan.split == "test" else "train") for scan in table]
+    for finding in patients_in_two_splits(parts):
+        raise DatasetError(f"{dataset}: {finding}")
     if left_out:
         named = ", ".join(scan.name for scan in left_out)
         print(f"note: {len(left_out)} scans of the split test are left out: {named}", file=sys.stderr)
@@ -67,6 +72,7 @@ def command(
         print("\n".join(fold_lines(slices)), file=sys.stderr)
     whole = crossval.folds_of_folder(planned, scans, resolved, out, folds, ablation)
     crossval.check_plan(whole, resolved, scans, other[1] if other else (), out)
+    check_donors(resolved, other[1] if other else ())
     crossval.read_results(whole)  # a damaged one is told before hours of training
     for number, one in enumerate(planned, 1):
         before = f"[{number}/{len(planned)}] {one.variant}, fold {one.number}: "

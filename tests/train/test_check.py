@@ -80,9 +80,13 @@ def test_what_should_be_looked_at_is_a_warning(tmp_path: Path, fault: dict[str, 
         ({"affine": np.diag([1.0, 2.0, 3.0, 1.0])}, "its affine places it up to 10.0 mm from"),
         ({"mask": np.arange(216, dtype=np.float32).reshape(6, 6, 6)}, "is no lesion mask"),
         ({"flair": np.ones((6, 6, 6), np.float32)}, "the image is constant"),
+        (
+            {"flair": np.pad(np.ones((4, 4, 4), np.float32), 1)},
+            "p_1_flair.nii.gz: its values are 0 and 1 alone: a mask",
+        ),
         ({"mask": np.full((6, 6, 6), np.nan, np.float32)}, "216 voxels are NaN"),
     ],
-    ids=["shape", "affine", "image", "constant", "nan"],
+    ids=["shape", "affine", "image", "constant", "swapped", "nan"],
 )
 def test_what_cannot_be_used_is_an_error_of_that_scan_alone(
     tmp_path: Path, fault: dict[str, np.ndarray], message: str
@@ -99,7 +103,13 @@ def test_patients_in_two_splits_and_scans_in_none_are_told(tmp_path: Path) -> No
     found = check_dataset(tmp_path, [scan(tmp_path, name, split=split) for name, split in splits.items()])
     assert len(found.all_errors()) == 1
     assert "patient p stands in train and test" in found.all_errors()[0]
-    assert found.all_warnings() == ["1 scans stand in no split, others do: r_4"]
+    assert found.all_warnings() == ["1 scans stand in no split, others do: r_4; they are trained on"]
+
+
+def test_a_scan_in_no_split_is_trained_on(tmp_path: Path) -> None:
+    splits = {"p_1": None, "p_2": "test"}
+    found = check_dataset(tmp_path, [scan(tmp_path, name, split=split) for name, split in splits.items()])
+    assert "patient p stands in train and test" in found.all_errors()[0]
 
 
 def test_masks_that_are_all_empty_and_a_single_patient_are_told(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from lesionrt.runtime.cli.crossval import command
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, UsageError
 from lesionrt.runtime.metrics import MEASURES
+from lesionrt.runtime.phantom import phantom
 from lesionrt.train import crossval, published
 from lesionrt.train.crossval import (
     Fold,
@@ -50,6 +53,14 @@ def scans_of(patients: str, times: int = 1) -> list[Scan]:
 
 def names(fold: Fold) -> tuple[str, str, str]:
     return tuple(" ".join(scan.name for scan in part) for part in (fold.train, fold.validation, fold.test))  # type: ignore[return-value]
+
+
+def other_scan(folder: Path, seed: int, shape: tuple[int, int, int] = (40, 44, 24)) -> Scan:
+    """A phantom that is in no data set."""
+    paths = [folder / f"{seed}_{what}.nii.gz" for what in ("flair", "mask")]
+    for path, data in zip(paths, phantom(shape, seed), strict=True):
+        nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), path)
+    return Scan(*paths, f"other{seed}", "1")
 
 
 @pytest.fixture
@@ -104,22 +115,44 @@ def test_folds_are_chosen_by_number_and_unknown_ones_refused(recipe: Recipe) -> 
 def test_a_folder_takes_more_folds_and_variants_but_no_other_recipe_or_scans(
     recipe: Recipe, small_dataset: Path, tmp_path: Path
 ) -> None:
-    scans = read_dataset(small_dataset)
+    scans, others = read_dataset(small_dataset), [other_scan(tmp_path, seed) for seed in (8, 9)]
     check_plan(plan_folds(scans, recipe, tmp_path, numbers=[1]), recipe, scans, (), tmp_path)
-    check_plan(plan_folds(scans, recipe, tmp_path, ablation=True), recipe, scans, scans[:1], tmp_path)
+    check_plan(plan_folds(scans, recipe, tmp_path, ablation=True), recipe, scans, others, tmp_path)
     assert list(json.loads((tmp_path / "plan.json").read_text())["splits"]) == ["1", "2"]
     check_plan(plan_folds(scans, recipe, tmp_path), recipe, scans, (), tmp_path)
     other = load_recipe("default", (*FAST, "seed=1"))
     with pytest.raises(OutputError, match="was begun with other recipe; give another folder"):
         check_plan(plan_folds(scans, other, tmp_path), other, scans, (), tmp_path)
+    check_plan(plan_folds(scans, recipe, tmp_path), recipe, scans, others[:1], tmp_path)  # none was evaluated on yet
+    fold = plan_folds(scans, recipe, tmp_path)[0]
+    fold.folder.mkdir(parents=True)
+    (fold.folder / "evaluation-other.json").touch()
     with pytest.raises(OutputError, match="other scans to evaluate on; give another folder"):
-        check_plan(plan_folds(scans, recipe, tmp_path), recipe, scans, scans[1:], tmp_path)
+        check_plan(plan_folds(scans, recipe, tmp_path), recipe, scans, others, tmp_path)
     swapped = [replace(scans[0], flair=scans[1].flair), *scans[1:]]  # the same names, another image
     with pytest.raises(OutputError, match="was begun with other scans; give another folder"):
         check_plan(plan_folds(swapped, recipe, tmp_path), recipe, swapped, (), tmp_path)
     gone = [replace(scans[0], mask=tmp_path / "gone.nii.gz"), *scans[1:]]
     with pytest.raises(DatasetError, match=r"gone\.nii\.gz: cannot be read"):
         check_plan(plan_folds(gone, recipe, tmp_path), recipe, gone, (), tmp_path)
+
+
+def test_a_data_set_to_evaluate_on_holds_none_of_the_scans_that_are_trained_on(
+    recipe: Recipe, small_dataset: Path, tmp_path: Path
+) -> None:
+    scans = read_dataset(small_dataset)
+    others = [other_scan(tmp_path, 9), replace(scans[1], patient="x")]
+    with pytest.raises(DatasetError, match=r"holds 1 images of the one that is trained on \(x_2 is a_2\)"):
+        check_plan(plan_folds(scans, recipe, tmp_path), recipe, scans, others, tmp_path)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_every_scan_is_read_before_anything_is_trained(recipe: Recipe, small_dataset: Path, tmp_path: Path) -> None:
+    scans = read_dataset(small_dataset)
+    others = [replace(other_scan(tmp_path, 9), mask=other_scan(tmp_path, 8, (24, 24, 24)).mask)]
+    with pytest.raises(DatasetError, match=r"8_mask\.nii\.gz: has 24x24x24 voxels"):
+        check_plan(plan_folds(scans, recipe, tmp_path), recipe, scans, others, tmp_path)
+    assert not (tmp_path / "plan.json").exists()
 
 
 def test_an_interrupted_fold_continues_its_training(recipe: Recipe, small_dataset: Path, tmp_path: Path) -> None:
@@ -146,7 +179,7 @@ def test_the_same_command_again_keeps_what_is_finished(run: Run, small_dataset: 
     assert "FC-DenseNet + SA + C-LSTM: 1 folds, whole volumes: mean Dice 0." in first.stdout
     fold = tmp_path / "out/fc-densenet-sa-c-lstm/fold-2"
     before = {path: path.stat().st_mtime_ns for path in fold.iterdir()}
-    other = read_dataset(small_dataset)[2]
+    other = other_scan(tmp_path, 9)
     (tmp_path / "other.csv").write_text(f"flair,mask,patient,time\n{other.flair},{other.mask},b,1\n")
     second = run(*command, "--evaluate-on", tmp_path / "other.csv")
     assert "training" not in second.stderr
@@ -222,6 +255,14 @@ def test_one_fold_more_is_summarised_with_those_that_were_finished(
     command(small_dataset, tmp_path, settings=list(FAST), fold=[1], ablation=True, evaluate_on=None)
     assert "3 of 8 trainings are not finished" in (tmp_path / "crossval.html").read_text()
     assert len(finish) == 2 + 4
+
+
+def test_a_patient_of_the_split_test_is_not_trained_on(small_dataset: Path, tmp_path: Path) -> None:
+    one, two, _ = read_dataset(small_dataset)
+    rows = [f"{one.flair},{one.mask},a,1,", f"{two.flair},{two.mask},a,2,test"]
+    (tmp_path / "scans.csv").write_text("\n".join(["flair,mask,patient,time,split", *rows]))
+    with pytest.raises(DatasetError, match="patient a stands in train and test"):
+        command(tmp_path / "scans.csv", tmp_path / "out", settings=list(FAST))
 
 
 def test_scans_of_the_split_test_are_left_out(

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -115,6 +116,15 @@ def test_a_missing_mask_is_named_with_what_was_expected(scan: Scan, tmp_path: Pa
     (tmp_path / "masks").mkdir()
     with pytest.raises(DatasetError, match=r"no mask of 1 of 1 scans: p_1; .* p_1.nii.gz, or flair_lesions.nii.gz"):
         MaskFolder(tmp_path / "masks", [scan])
+
+
+def test_a_mask_outside_the_folder_is_not_taken(scan: Scan, tmp_path: Path) -> None:
+    for name in ("masks", "lists"):
+        (tmp_path / name).mkdir()
+    save_mask(two_masks()[0], tmp_path / "flair_lesions.nii.gz")  # beside the scan: perhaps the reference itself
+    listed = replace(scan, flair=tmp_path / "lists" / ".." / scan.flair.name)
+    with pytest.raises(DatasetError, match="no mask of 1 of 1 scans"):
+        MaskFolder(tmp_path / "masks", [listed])
 
 
 def test_several_masks_of_a_scan_or_one_of_several_scans_are_refused(scan: Scan, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.loss import loss_of
 from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
+from lesionrt.train.run import Run as TrainingRun
 from lesionrt.train.samples import Slabs
 from lesionrt.train.training import train
 from lesionrt.train.weights import initialise
@@ -213,6 +214,18 @@ def test_the_papers_recipe_keeps_the_best_epoch(scans: list[Scan], tmp_path: Pat
     assert load_checkpoint(path).preparation.normalisation == "slice-min-max"
     with pytest.raises(DatasetError, match="no scan validates"):
         train(recipe, scans, [], tmp_path / "none")
+
+
+def test_what_is_found_outside_the_brain_does_not_count_in_validation(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("default", FAST)
+    run = TrainingRun(recipe, tmp_path, 0, 1, torch.device("cpu"))
+    with torch.no_grad():  # everything is lesion
+        run.result.final.weight.zero_()
+        run.result.final.bias.copy_(torch.tensor([0.0, 1.0]))
+    held = load_scan(scans[0], recipe.preparation, recipe.network.size_multiple, tmp_path / "cache")
+    brain, lesions = int(held.brain.sum()), int(held.lesions.sum())
+    assert brain < held.brain[1:-1].size
+    assert run._validate([held])["validation_dice"] == pytest.approx(2 * lesions / (brain + lesions))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(scans: list[Scan], tmp_path: Path) -> None:
