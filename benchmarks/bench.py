@@ -23,7 +23,7 @@ from lesionrt.benchmarks.cases import Case, find_cases, select
 from lesionrt.benchmarks.checkpoints import check_preparation, restored_checkpoint
 from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.interleaved import interleaved, spread
-from lesionrt.benchmarks.machine import cores, describe, device_memory_mb
+from lesionrt.benchmarks.machine import describe, device_memory_mb
 from lesionrt.benchmarks.rates import best_of
 from lesionrt.benchmarks.roofline import Work, roofline, slab_in_volume, stack_work
 from lesionrt.benchmarks.rows import finite, relate, row_of
@@ -35,6 +35,7 @@ from lesionrt.runtime.files import sha256
 from lesionrt.runtime.parity import TOLERANCES, compare, load_reference
 from lesionrt.runtime.phantom import phantom
 from lesionrt.runtime.prepare import HALO, Prepared, prepare_volume
+from lesionrt.runtime.processor import cores
 from lesionrt.runtime.volume import nonzero_brain, read_flair
 
 SCHEMA = 1
@@ -278,7 +279,7 @@ class _Bench:
     def _reference(self, alive: list[_Running]) -> tuple[np.ndarray, str, str]:
         """PyTorch's probabilities, the order with which the others give theirs of the same slices, and what they are."""
         for one in alive:  # the authors' schedule first
-            if one.case.in_pytorch and one.case.precision == "fp32":
+            if one.case.in_pytorch and one.case.precision == "fp32" and not one.case.compiled:
                 with contextlib.suppress(UnavailableError):  # it is told as not compared
                     return self._probabilities(one, "save"), "save", f"{one.case.title} float32, the same slices"
         known = load_reference(self.bundle.checked(REFERENCE))

@@ -9,15 +9,11 @@ from typing import Any
 
 from lesionrt.runtime.backends.gpu import gpus
 from lesionrt.runtime.doctor import PACKAGES
+from lesionrt.runtime.processor import cores
 
 # What decides how fast a CPU multiplies in each precision.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "avx_vnni")
 MORE_PACKAGES = ("openvino", "nncf")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def describe() -> dict[str, Any]:

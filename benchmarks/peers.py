@@ -26,12 +26,13 @@ import typer
 
 from lesionrt.benchmarks.checkpoints import restored_checkpoint
 from lesionrt.benchmarks.interleaved import Spread
-from lesionrt.benchmarks.machine import cores, describe
+from lesionrt.benchmarks.machine import describe
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.cli.options import check_new
 from lesionrt.runtime.errors import LesionrtError, UnavailableError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.prepare import HALO, prepare_volume
+from lesionrt.runtime.processor import cores
 from lesionrt.runtime.volume import nonzero_brain, read_flair
 
 PACKAGES = {"nnunet": "nnunetv2", "monai": "monai"}

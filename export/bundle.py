@@ -123,7 +123,7 @@ def _build(
     network, multiple = checkpoint.network, checkpoint.network.config.size_multiple
     say("PyTorch float32, window by window, on phantom slices")
     large = phantom_slices(checkpoint.preparation, multiple, max(STACKS) + 2)
-    small = _centre(large, 2 * multiple, 3 * multiple)
+    small = _centre(large, 2 * multiple, 3 * multiple)  # of very deep networks the same
     probabilities = [window_probabilities(network, stack) for stack in (large, small)]
     reference = Reference(large, probabilities[0], checkpoint_sha256, "phantom slices")
     save_reference(reference, folder / REFERENCE)
@@ -151,6 +151,7 @@ def _build(
         "threshold": THRESHOLD,
         "graphs": graphs,
         "opset": max(OPSETS[precision] for precision in precisions),
+        "opsets": {precision: OPSETS[precision] for precision in precisions},
         "checkpoint": {"sha256": checkpoint_sha256},
         "versions": {name: version(name) for name in ("lesionrt", "torch", "onnx", "onnxscript", "numpy")},
         "attention_products": ranges,
@@ -261,6 +262,7 @@ def _checked_ranges(checkpoint: Checkpoint, slices: np.ndarray, source: str, say
 
 
 def _centre(stack: np.ndarray, height: int, width: int) -> np.ndarray:
+    height, width = min(height, stack.shape[2]), min(width, stack.shape[3])
     top, left = (stack.shape[2] - height) // 2, (stack.shape[3] - width) // 2
     return np.ascontiguousarray(stack[:, :, top : top + height, left : left + width])
 
@@ -270,7 +272,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _write_manifest(manifest: dict[str, Any], folder: Path) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _replace(out: Path, partial: Path) -> None:

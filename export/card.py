@@ -1,5 +1,6 @@
 """A model card: what a person should know of a model before using it, kept in the bundle's manifest."""
 
+import json
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -33,4 +34,13 @@ def read_card(path: Path) -> dict[str, Any]:
             f"{path}: the card lacks {', '.join(missing) or 'nothing'} and has unknown {', '.join(unknown) or 'nothing'}; "
             f"expected {', '.join(SECTIONS)}, and a table model with some of {', '.join(sorted(known))}"
         )
+    for name, value in model.items():
+        if not isinstance(value, str):
+            raise InputError(f"{path}: model.{name} is {value!r}; expected a text in quotes")
+    try:
+        json.dumps(card, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: holds what JSON has no word for ({error}); write dates as text in quotes, and no nan or inf"
+        ) from error
     return card

@@ -24,6 +24,7 @@ from lesionrt.runtime.volume import BRAIN_MASK_OVER, Volume, nonzero_brain, read
 
 REPORT_VERSION = 1
 # Where the model lies that is used when none is named.
+MOST_THREADS = 1024
 DEFAULT_MODEL = Path(__file__).parent / "models" / "default"
 Source = str | Path | nib.Nifti1Image
 Progress = Callable[[int, int], None]
@@ -116,9 +117,10 @@ class Segmenter:
             raise UsageError(f"threshold is {threshold}; expected a probability between 0 and 1")
         if not 0 <= min_lesion_mm3 < float("inf"):
             raise UsageError(f"min_lesion_mm3 is {min_lesion_mm3}; expected 0 or more")
-        for name, value in (("chunk", chunk), ("threads", threads)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; expected at least 1")
+        if chunk is not None and chunk < 1:
+            raise UsageError(f"chunk is {chunk}; expected at least 1")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise UsageError(f"threads is {threads}; expected 1 to {MOST_THREADS}")
         self.bundle = load_bundle(DEFAULT_MODEL if model is None else Path(model))
         self.threshold = self.bundle.threshold if threshold is None else threshold
         self.min_lesion_mm3 = min_lesion_mm3

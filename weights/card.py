@@ -1,9 +1,9 @@
 """Put what two runs did and reached into the default model's manifest, its page and the README.
 
-    python weights/card.py HELD_OUT_RUN ALL_RUN BUNDLE README
+    python weights/card.py HELD_OUT_RUN ALL_RUN MORE_RUN BUNDLE README
 
-A run is the folder of a training, with what `lesionrt evaluate` found in `evaluation/`: steps and figures are copied from
-there, never typed.
+A run is the folder of a training, the first and the last with what `lesionrt evaluate` found in `evaluation/`: steps and figures
+are copied from there, never typed.
 """
 
 import json
@@ -37,17 +37,17 @@ def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dic
     }
 
 
-def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any]) -> str:
+def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any], more: dict[str, Any]) -> str:
     """How the model was made, with what the runs' descriptions say in place of the names in braces."""
     unseen = everyone["train"].keys() - held_out["train"].keys()
-    runs = {"held": held_out["recipe"], "all": everyone["recipe"]}
+    runs = {"held": held_out["recipe"], "all": everyone["recipe"], "more": more["recipe"]}
     return text.format(
         device={"cpu": "CPU cores"}.get(everyone["where"]["device"], "a GPU"),
         held_out=" and ".join(sorted({name.rpartition("_")[0] for name in unseen})),
         **{
             f"{run}_{key}": values[key]
             for run, values in runs.items()
-            for key in ("steps", "slabs", "slab_slices", "size")
+            for key in ("steps", "slabs", "slab_slices", "size", "lesion_centred")
         },
     )
 
@@ -90,11 +90,11 @@ def page(manifest: dict[str, Any], measured_with: str) -> str:
     )
 
 
-def main(held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
+def main(held_out: Path, everyone: Path, more: Path, bundle: Path, readme: Path) -> None:
     """Write the manifest, the page beside the bundle, and the README's table."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    runs = [json.loads((folder / "run.json").read_text()) for folder in (held_out, everyone)]
-    found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in (held_out, everyone)]
+    runs = [json.loads((folder / "run.json").read_text()) for folder in (held_out, everyone, more)]
+    found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in (held_out, more)]
     manifest["card"]["recipe"] = recipe(manifest["card"]["recipe"], *runs)
     manifest["card"]["figures"] = figures(*found)
     by = [f"{one['prediction']['backend']}, {one['prediction']['precision']}" for one in found]

@@ -26,6 +26,16 @@ def probe(name: str) -> Probe:
     return result
 
 
+def bundle_problem(name: str, bundle: Bundle) -> tuple[str, str] | None:
+    """Why it cannot run this bundle, and what would mend that."""
+    if precisions(name, bundle):
+        return None
+    return (
+        "ONNX Runtime has no bfloat16 convolution, and the bundle no other graph",
+        "Export it again with --precision fp32",
+    )
+
+
 def precisions(name: str, bundle: Bundle) -> list[str]:
     """ONNX Runtime has no bfloat16 convolution."""
     return [precision for precision in bundle.precisions if precision != "bf16"]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Arrays, Probe
 from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
+from lesionrt.runtime.processor import cores
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 _INSTALLS = {"cpu": "onnxruntime", "gpu": "'onnxruntime-gpu[cuda,cudnn]'"}
@@ -87,8 +88,9 @@ class OnnxSession:
         options.log_severity_level = 4  # its errors reach us as exceptions
         options.use_deterministic_compute = True
         options.enable_mem_pattern = False  # with stacks of any length it plans for nothing and doubles the memory
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = (
+            threads or cores()
+        )  # by itself it would count those that this process may not use
         try:
             # Its own fallback would print to stdout, move to the CPU and go on.
             session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)

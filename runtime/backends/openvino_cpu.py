@@ -19,7 +19,7 @@ from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle
 from lesionrt.runtime.chunks import default_chunk
 from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 from lesionrt.runtime.prepare import HALO
-from lesionrt.runtime.processor import fast_bfloat16
+from lesionrt.runtime.processor import cores, fast_bfloat16
 
 HINTS = {"bf16": "bf16", "fp32": "f32"}
 BEFORE = 2 * HALO  # slices of which the state is
@@ -79,9 +79,12 @@ class OpenvinoBackend:
     def __init__(self, name: str, graph: Path, precision: str, threads: int | None) -> None:
         self.name, self.device, self.precision = name, device(), precision
         self.library = f"openvino {version('openvino')}"
-        self._options = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-        if threads is not None:
-            self._options["INFERENCE_NUM_THREADS"] = threads
+        self._options = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads or cores(),
+        }
         try:
             self._model: Any = _core().read_model(graph)
             inputs = {value.any_name: int(value.partial_shape[1].get_length()) for value in self._model.inputs}

@@ -32,7 +32,9 @@ def command(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="In under five minutes on two cores.")] = False,
     repeats: Annotated[int | None, typer.Option(help="Timed rounds.", min=1, show_default="3, with --quick 2")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads on the CPU.", min=1, show_default="one a core")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads on the CPU.", min=1, max=1024, show_default="one a core")
+    ] = None,
     case: Annotated[list[str] | None, typer.Option(help="Only this case; may be repeated.", show_default="all")] = None,
     force: ForceOption = False,
 ) -> None:

@@ -46,7 +46,9 @@ def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
     for section in ("network", "input", "versions"):
         print(f"  {section:<12} {', '.join(f'{name} {value}' for name, value in manifest[section].items())}")
     print(f"  threshold    {manifest['threshold']}")
-    print(f"  opset        {manifest['opset']}")
+    opsets = manifest.get("opsets", {})
+    by_precision = ", ".join(f"{precision} {number}" for precision, number in opsets.items())
+    print(f"  opset        {by_precision if len(set(opsets.values())) > 1 else manifest['opset']}")
     for section, text in manifest.get("card", {}).items():
         lines = [f"{scan}: {figure}" for scan, figure in text.items()] if isinstance(text, dict) else [text]
         for line in lines:

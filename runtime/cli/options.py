@@ -1,5 +1,6 @@
 """Options that several verbs share, and what they need of their library."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lesionrt.runtime.errors import OutputError, UnavailableError
+from lesionrt.runtime.errors import OutputError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from lesionrt.runtime.parity import Tolerance
@@ -119,11 +120,20 @@ def tolerances(
     min_dice: float | None,
     max_flipped: float | None,
 ) -> "dict[str, Tolerance]":
-    """Tolerances by precision, with what was given on the command line in its place."""
+    """Tolerances by precision, with what was given on the command line in its place.
+
+    Raises
+    ------
+    UsageError
+        If one is no number: it would hold anything for equal.
+    """
     changed = {
         "maximum": max_difference,
         "percentile": percentile_difference,
         "dice": min_dice,
         "flipped_share": max_flipped,
     }
+    for name, value in changed.items():
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"a tolerance ({name}) is {value}; expected a number")
     return {precision: defaults[precision].replaced(**changed) for precision in precisions}

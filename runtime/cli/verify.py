@@ -85,6 +85,8 @@ def command(
                 f"--save-reference is {save_reference}; expected a name that ends in {STORED}, as --reference"
             )
         check_new(save_reference, force)
+    if bisect_tolerance is not None and not math.isfinite(bisect_tolerance):
+        raise UsageError(f"--bisect-tolerance is {bisect_tolerance}; expected a number")
     loaded = load_bundle(bundle)
     if bisect:
         known = _reference(loaded, reference, flair, save_reference)
@@ -143,7 +145,12 @@ def _plan(bundle: "Bundle", backend: str, asked: list[str] | None) -> _Plan:
         had["cpu"].remove("bf16")
         left_out["cpu bf16"] = "emulating it needs onnx. Run: pip install 'lesionrt[export]'"
     wanted = {name: [precision for precision in each if not asked or precision in asked] for name, each in had.items()}
-    return _Plan({name: each for name, each in wanted.items() if each}, why, left_out)
+    planned = {name: each for name, each in wanted.items() if each}
+    if not planned:
+        raise UnavailableError(
+            f"{bundle.path}: nothing can be compared here:\n" + "\n".join(map(": ".join, left_out.items()))
+        )
+    return _Plan(planned, why, left_out)
 
 
 def _as_json(bundle: "Bundle", plan: _Plan, rows: list[dict[str, Any]], passed: bool) -> str:

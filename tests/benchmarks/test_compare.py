@@ -60,6 +60,11 @@ def test_another_case_of_pytorch_in_float32_stands_in_for_the_authors(compared: 
         assert one.row["parity"]["max_difference"] == 0
 
 
+def test_what_was_compiled_is_not_the_truth(compared: Any) -> None:
+    compiled = Case("torch-compile-fp32", "one pass, torch.compile", "fp32", "torch", compiled=True)
+    assert compared(compiled, CPU)[0].endswith("in the bundle")
+
+
 def test_the_bundles_reference_is_asked_only_of_cases_that_take_its_shape(compared: Any) -> None:
     what, found = compared(WINDOW, CPU)
     assert what.endswith("in the bundle")

@@ -26,6 +26,23 @@ def test_samples_hold_the_state_that_the_slices_before_left(tiny_bundle: Path) -
     assert all(values.any() for values in sample.values())
 
 
+def test_the_search_asks_for_one_sample_some_or_all_of_any_size(tiny_bundle: Path) -> None:
+    model = openvino.Core().read_model(load_bundle(tiny_bundle).stream_graph("fp32", STREAM_GRAPHS))
+    rng = np.random.default_rng(0)
+    stacks = [rng.normal(size=(3 * int8.PIECE, 1, *size)).astype(np.float32) for size in ((8, 12), (12, 8))]
+    feeds = int8.samples(model, stacks)
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    masks = {id(feed): compiled(feed)["lesion"] for feed in feeds}
+    threshold = float(np.median(masks[id(feeds[0])]))
+    agreement = int8.Agreement(model, feeds, threshold)
+    for some in (feeds[:1], feeds, feeds[1:3]):
+        assert agreement(compiled, some) == (1.0, None)
+    # All is lesion: where a share p of the reference is, Dice is 2p / (1 + p).
+    share = np.mean(np.concatenate([masks[id(feed)].ravel() for feed in feeds]) > threshold)
+    everything = lambda feed: {"lesion": np.ones_like(masks[id(feed)])}  # noqa: E731
+    assert agreement(everything, feeds)[0] == pytest.approx(2 * share / (1 + share))
+
+
 def test_it_says_what_to_install(
     tiny_bundle: Path, small_flair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

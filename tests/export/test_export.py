@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from lesionrt.export.bundle import export_bundle
+from lesionrt.export.bundle import _centre, export_bundle
 from lesionrt.export.graph import export_graph, with_one_input_channel
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.stream import Stream, export_stream_graph
@@ -173,6 +173,12 @@ def test_a_bundle_that_cannot_be_replaced_is_put_back(old_bundle: Path, monkeypa
         export_bundle(untrained_checkpoint(LEAST), "0" * 64, old_bundle, ["fp32"], force=True)
     assert (old_bundle / MANIFEST).read_text() == "old"
     assert [path.name for path in old_bundle.parent.iterdir()] == ["v1"]
+
+
+def test_the_smaller_size_is_never_larger_than_the_larger() -> None:
+    stack = np.arange(256 * 256, dtype=np.float32).reshape(1, 1, 256, 256)
+    assert np.array_equal(_centre(stack, 256, 384), stack)  # a network of seven levels
+    assert np.array_equal(_centre(stack, 2, 4), stack[:, :, 127:129, 126:130])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from lesionrt.export.reference import window_probabilities
 from lesionrt.export.restore import restore_checkpoint
 from lesionrt.export.weights import read_graph
-from lesionrt.runtime.backends import open_backend
+from lesionrt.runtime.backends import open_backend, precisions
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.prepare import prepare_volume
@@ -71,6 +71,11 @@ def test_12_slices_of_a_real_scan_through_the_full_network(shared: Path, full_bu
         assert difference.max() <= 1e-3
         assert np.percentile(difference, 99.9) <= 1e-4
         assert np.array_equal(*found)  # whatever the chunk
+    if "bf16" in precisions("openvino", bundle):
+        with open_backend("openvino", bundle, "bf16") as backend:
+            found = [infer_in_chunks(backend, slices, chunk) for chunk in (5, None)]
+        assert np.percentile(np.abs(found[0] - reference), 99.9) <= 5e-2
+        assert np.array_equal(*found)
 
 
 def test_default_chunks_of_256x256_leave_room_for_the_volume_in_2_gb(full_bundle: Path) -> None:

@@ -88,5 +88,13 @@ def test_a_card_is_complete_or_refused(tmp_path: Path) -> None:
     path.write_text('data = "text"\nspeed = "fast"\n')
     with pytest.raises(InputError, match=r"lacks recipe, figures, intended_use, limits and has unknown speed"):
         read_card(path)
+    for more, message in (
+        ("[figures]\nmeasured = 2026-01-31", r"card\.toml: holds what JSON has no word for .*date"),
+        ("[figures]\np07 = nan", r"card\.toml: holds what JSON has no word for"),
+        ("[figures]\n[model]\nversion = 5", r"card\.toml: model\.version is 5; expected a text"),
+    ):
+        path.write_text(f"{texts}\n{more}\n")
+        with pytest.raises(InputError, match=message):
+            read_card(path)
     with pytest.raises(InputError, match="cannot be read as a model card"):
         read_card(tmp_path / "none.toml")

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lesionrt.runtime import backends
-from lesionrt.runtime.backends import Backend, Probe, choice
+from lesionrt.runtime.backends import Backend, Probe, choice, onnx_cuda
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import StackError
 from lesionrt.runtime.segmenter import Segmenter
@@ -28,6 +29,13 @@ class Small:
 
     def __exit__(self, *error: object) -> None:
         self.closed = True
+
+
+def test_a_bundle_of_bfloat16_alone_is_nothing_for_onnx_runtime_on_a_gpu() -> None:
+    lacking = onnx_cuda.bundle_problem("cuda", SimpleNamespace(precisions=["bf16"]))  # type: ignore[arg-type]
+    assert lacking is not None
+    assert "--precision fp32" in lacking[1]
+    assert onnx_cuda.bundle_problem("cuda", SimpleNamespace(precisions=["bf16", "fp16"])) is None  # type: ignore[arg-type]
 
 
 @pytest.fixture

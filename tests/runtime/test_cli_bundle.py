@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lesionrt.runtime.backends import StreamingBackend, open_backend
-from lesionrt.runtime.bundle import load_bundle
+from lesionrt.runtime.bundle import BLOCKED_GRAPHS, STREAM_GRAPHS, load_bundle
 from lesionrt.runtime.chunks import infer_in_chunks
 
 # Put before all else on the path: torch is not installed, as far as Python can tell.
@@ -272,6 +272,14 @@ def test_verify_passes_without_torch_and_gives_its_numbers(
     assert "fp16" not in shown
 
 
+def test_verify_of_nothing_is_no_success(run: Run, bundle: Path, torchless: dict[str, str]) -> None:
+    edit(bundle, lambda manifest: manifest.update({"graphs": {"bf16": GRAPH}, STREAM_GRAPHS: {}, BLOCKED_GRAPHS: {}}))
+    result = run("verify", bundle, "--backend", "cpu", "--json", env=torchless, code=4)
+    assert "nothing can be compared here" in result.stderr
+    assert "cpu bf16: emulating it needs onnx" in result.stderr
+    assert not result.stdout
+
+
 def test_verify_out_of_tolerance_is_exit_code_5_with_the_numbers(run: Run, tiny_bundle: Path) -> None:
     shown = run("verify", tiny_bundle, "--backend", "cpu", "--max-difference", 0, code=5).stdout
     assert len(re.findall(r"out of tolerance: maximum difference \S+ is over 0\n", shown)) == 2
@@ -310,6 +318,9 @@ def test_verify_compares_with_pytorch_on_a_volume_and_keeps_that_for_others(
         (["--save-reference", "out.npz"], 2),
         (["--precision", "fp8"], 2),
         (["--max-difference", "-1"], 2),
+        (["--max-difference", "inf"], 2),
+        (["--percentile-difference", "nan"], 2),
+        (["--bisect", "--bisect-tolerance", "inf"], 2),
         (["--min-dice", "2"], 2),
         (["--backend", "abacus"], 2),
         (["--reference", "no.npz"], 3),

@@ -257,6 +257,7 @@ def test_forcing_a_run_leaves_no_picture_of_the_last_one(segment: Segment, flake
         (["--min-lesion-mm3", "inf"], 2, "min_lesion_mm3 is inf"),
         (["--chunk", "0"], 2, "chunk is 0"),
         (["--threads", "0"], 2, "threads is 0"),
+        (["--threads", "99999999999"], 2, "threads is 99999999999; expected 1 to 1024"),
         (["--backend", "abacus"], 2, "abacus"),
         (["--no-such-option"], 2, "--no-such-option"),
         (["--model", "no/such/bundle"], 3, "no/such/bundle: no such bundle"),

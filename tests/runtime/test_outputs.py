@@ -148,6 +148,14 @@ def test_a_link_to_nothing_is_no_reason_for_silence(tmp_path: Path) -> None:
         read_volume(job.flair)
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    scan, _ = touch(tmp_path, "scans/p01/flair.nii.gz", "store/flair.nii.gz")
+    (tmp_path / "scans" / "p02").symlink_to("../store")
+    (tmp_path / "scans" / "p01" / "all").symlink_to("..")
+    found = [job.flair for job in plan_jobs([tmp_path / "scans"], tmp_path / "out").jobs]
+    assert found == [scan, tmp_path / "scans" / "p02" / "flair.nii.gz"]
+
+
 def test_hidden_folders_are_not_entered(tmp_path: Path) -> None:
     touch(tmp_path, ".git/annex/x/flair.nii.gz", "a/.old/flair.nii")
     [scan] = touch(tmp_path / ".data", "flair.nii")

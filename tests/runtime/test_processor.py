@@ -1,0 +1,17 @@
+"""How many threads are taken unasked."""
+
+from pathlib import Path
+
+from lesionrt.runtime.processor import _cores
+
+
+def test_two_threads_of_a_core_count_once_and_only_what_may_be_used_counts(tmp_path: Path) -> None:
+    for processor, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        (tmp_path / f"{processor}").write_text(f"{siblings}\n")
+    assert _cores(range(4), f"{tmp_path}/{{}}") == 2
+    assert _cores({0, 2}, f"{tmp_path}/{{}}") == 1
+    assert _cores({1, 2}, f"{tmp_path}/{{}}") == 2
+
+
+def test_where_nothing_is_told_each_processor_is_a_core(tmp_path: Path) -> None:
+    assert _cores({0, 3, 5}, f"{tmp_path}/{{}}") == 3

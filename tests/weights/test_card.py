@@ -1,0 +1,72 @@
+"""What the default model's card says is copied from the runs that made it."""
+
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
+from lesionrt.train.model import NetworkConfig
+from lesionrt.train.untrained import untrained_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name: str) -> ModuleType:
+    spec = spec_from_file_location(name, ROOT / "weights" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(steps: int, scans: str, device: str = "cpu", **recipe: float) -> dict[str, object]:
+    values = {"steps": steps, "slabs": 4, "slab_slices": 3, "size": 96, "lesion_centred": 0.3, **recipe}
+    return {"recipe": values, "train": dict.fromkeys(scans.split()), "where": {"device": device}}
+
+
+def test_the_recipes_numbers_are_those_of_the_runs() -> None:
+    text = "{held_steps}, {all_steps}, {more_steps} steps; {more_lesion_centred} of {held_size}; without {held_out}; {device}"
+    runs = run(8, "a_1"), run(3, "a_1 b_1 b_2"), run(9, "a_1 b_1 b_2", lesion_centred=0.2)
+    assert script("card").recipe(text, *runs) == "8, 3, 9 steps; 0.2 of 96; without b; CPU cores"
+    assert script("card").recipe("{device}", *runs[:1], run(3, "a_1", "cuda"), runs[2]) == "a GPU"
+
+
+def test_figures_of_unseen_people_stand_apart_and_in_the_tables() -> None:
+    card = script("card")
+
+    def evaluated(dice: float) -> dict[str, object]:
+        scan = {"name": "P14_1", "whole_volume": {"dice": dice}, "field": {"lesion_f1": 0.5}}
+        return {"scans": [{**scan, "predicted_ml": 20.04, "reference_ml": 24.76}]}
+
+    found = card.figures(evaluated(0.5), evaluated(0.75))
+    assert list(found) == ["P14_1", "P14_1_held_out"]
+    assert found["P14_1_held_out"] == {
+        "dice": 0.5,
+        "lesion_f1": 0.5,
+        "predicted_ml": 20.0,
+        "reference_ml": 24.8,
+        "fixed_threshold_dice": 0.69,
+        "trained_on_it": False,
+    }
+    text = card.with_table(f"before\n{card.BEGIN}old\n{card.END}after\n", found)
+    assert "old" not in text
+    assert "| P14_1 | 0.75 | 0.50 | 20.0 | 24.8 | 0.69 | yes |\n" in text
+    assert "| P14_1_held_out | 0.50 | 0.50 | 20.0 | 24.8 | 0.69 | **no** |\n" in text
+    with pytest.raises(SystemExit, match="the README has no"):
+        card.with_table("nothing", found)
+
+
+def test_the_mean_of_two_checkpoints_lies_half_way(tmp_path: Path) -> None:
+    config = NetworkConfig(growth_rate=4, layers=1, levels=1, first_channels=8, attention=False, convlstm=False)
+    for name, value in (("first", 0.5), ("second", 1.0)):
+        checkpoint = untrained_checkpoint(config)
+        for tensor in checkpoint.network.state_dict().values():
+            tensor.fill_(value)
+        save_checkpoint(checkpoint, tmp_path / f"{name}.pt")
+    script("mean").main(*(tmp_path / f"{name}.pt" for name in ("first", "second", "mean")))
+    state = load_checkpoint(tmp_path / "mean.pt").network.state_dict()
+    assert all(torch.all(value == 0.75) for value in state.values() if value.is_floating_point())
