@@ -132,21 +132,25 @@ def _absolute(path: Path) -> Path:
 def _volumes(folder: Path, unusable: dict[Path, str]) -> list[Path]:
     """What is named as a volume below a folder, also what cannot be read; folders that cannot be go to `unusable`.
 
-    Links to folders are followed, but for those that lead back to where they lie.
+    Links to folders are followed after all else, and no folder is entered twice.
     """
 
     def refused(error: OSError) -> None:
         unusable[Path(error.filename)] = f"cannot be read ({error.strerror}); mend its permissions or leave it out"
 
     volumes: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=refused, followlinks=True):
-        here = Path(parent).resolve()
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and not here.is_relative_to(Path(parent, name).resolve())
-        ]
-        volumes += [Path(parent, name) for name in names if stem_of(name) is not None and not name.startswith(".")]
+    entered: set[Path] = set()
+    left = [folder]
+    while left:
+        for parent, folders, names in os.walk(left.pop(0), onerror=refused):
+            here = Path(parent).resolve()
+            if here in entered:
+                folders.clear()
+                continue
+            entered.add(here)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            left += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+            volumes += [Path(parent, name) for name in names if stem_of(name) is not None and not name.startswith(".")]
     return sorted(volumes)
 
 

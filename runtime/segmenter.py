@@ -23,8 +23,8 @@ from lesionrt.runtime.prepare import Prepared, prepare_volume
 from lesionrt.runtime.volume import BRAIN_MASK_OVER, Volume, nonzero_brain, read_brain_mask, read_flair, skull_warning
 
 REPORT_VERSION = 1
-# Where the model lies that is used when none is named.
 MOST_THREADS = 1024
+# Where the model lies that is used when none is named.
 DEFAULT_MODEL = Path(__file__).parent / "models" / "default"
 Source = str | Path | nib.Nifti1Image
 Progress = Callable[[int, int], None]

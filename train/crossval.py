@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, UsageError
-from lesionrt.runtime.files import write_atomically
+from lesionrt.runtime.files import sha256, write_atomically
 from lesionrt.runtime.metrics import MEASURES, summarise
 from lesionrt.train import published
 from lesionrt.train.cache import contents
@@ -19,7 +19,7 @@ from lesionrt.train.evaluation_page import evaluation_page
 from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import Recipe
 from lesionrt.train.run import CHECKPOINT, RUN
-from lesionrt.train.training import train
+from lesionrt.train.training import donor_masks, train
 
 SCHEMA = 1  # of the summary
 PLAN, SUMMARY = "plan.json", "crossval"
@@ -147,7 +147,7 @@ def _folds_by_patient(scans: Sequence[Scan], validated: bool) -> list[Split]:
 
 
 def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], others: Sequence[Scan], out: Path) -> None:
-    """Write down what the folder is for, or find that it is for this: recipe, splits and the content of the scans.
+    """Write down what the folder is for, or find that it is for this: recipe, splits, and the content of scans and donors.
 
     More folds, variants or another data set to evaluate on may be added to what is there.
 
@@ -165,6 +165,7 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
             {
                 "recipe": {**settings, "network": network},
                 "scans": {scan.name: contents(scan) for scan in scans},
+                "donors": {path.name: sha256(path) for path in donor_masks(recipe)},
                 "others": {scan.name: contents(scan) for scan in others},
                 "splits": {str(fold.number): _names(fold) for fold in folds},
             }
@@ -184,6 +185,7 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             changed = [key for key in ("recipe", "scans") if stored[key] != content[key]]
+            changed += ["donors"] * (stored.get("donors", content["donors"]) != content["donors"])
             changed += ["splits"] * any(
                 content["splits"].get(number, names) != names for number, names in stored["splits"].items()
             )

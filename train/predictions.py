@@ -103,7 +103,8 @@ def find_mask(folder: Path, scan: Scan) -> Path | None:
     DatasetError
         If there are several.
     """
-    named = [folder / f"{scan.name}{ending}{suffix}" for ending in NAMES for suffix in SUFFIXES]
+    endings = [f"{ending}{suffix}" for ending in NAMES for suffix in SUFFIXES]
+    named = [folder / f"{scan.name}{ending}" for ending in endings if Path(scan.name).name == scan.name]
     found = [path for path in named if path.is_file()]
     if not found:
         # Without `..`, which would lead out of the folder.

@@ -322,8 +322,12 @@ class Run:
         if not path.exists():
             return  # stopped before the first one: from the beginning
         state = read_torch_file(path)
-        if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("version") != VERSION:
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(f"{path}: not the state of a lesionrt training; start the run again")
+        if state.get("version") != VERSION:
+            raise CheckpointError(
+                f"{path}: of version {state.get('version')}, this lesionrt reads version {VERSION}; remove {self.out} and start again"
+            )
         try:
             self.network.load_state_dict(state["network"])
             if self.average is not None:

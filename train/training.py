@@ -99,7 +99,7 @@ def train(
         if initial is not None:
             run.start_from(initial)
             if initial.preparation != recipe.preparation:
-                say(f"note: {start} learned from scans prepared as {initial.preparation}, not as {recipe.preparation}")
+                say(f"note: {initial.model.name} learned from scans prepared as {initial.preparation}, not as {recipe.preparation}")
         cache = cache or out.parent / "cache"
         multiple = recipe.network.size_multiple
         if world > 1:
@@ -111,7 +111,7 @@ def train(
         held = [load_scan(scan, recipe.preparation, multiple, cache) for scan in validation_scans]
         if recipe.keep == "best" and not any(scan.lesions.any() for scan in held):
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
-        donors = _donors(recipe)
+        donors = donor_masks(recipe)
         samples = _samples(recipe, scans, donors, [*validation_scans, *left_out], world)
         run.describe(
             {scan.name: contents(scan) for scan in train_scans},
@@ -138,8 +138,14 @@ def train(
         return run.finish(info)
 
 
-def _donors(recipe: Recipe) -> list[Path]:
-    """The masks without images that the recipe names a folder of."""
+def donor_masks(recipe: Recipe) -> list[Path]:
+    """The masks without images that the recipe names a folder of.
+
+    Raises
+    ------
+    DatasetError
+        If there are none in it.
+    """
     if recipe.sampling == "windows" or not recipe.donors:
         return []
     paths = sorted(Path(recipe.donors).glob("*.nii*"))
@@ -169,7 +175,7 @@ def check_donors(recipe: Recipe, held: Sequence[Scan]) -> None:
         If one is there, or a donor cannot be read.
     """
     if held:
-        _lesions_of(recipe, _donors(recipe), held)
+        _lesions_of(recipe, donor_masks(recipe), held)
 
 
 def _lesions_of(recipe: Recipe, donors: Sequence[Path], held: Sequence[Scan]) -> list[Lesions]:

@@ -1,4 +1,4 @@
-"""Put what two runs did and reached into the default model's manifest, its page and the README.
+"""Put what three runs did and reached into the default model's manifest, its page and the README.
 
     python weights/card.py HELD_OUT_RUN ALL_RUN MORE_RUN BUNDLE README
 
@@ -42,7 +42,7 @@ def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any], more: 
     unseen = everyone["train"].keys() - held_out["train"].keys()
     runs = {"held": held_out["recipe"], "all": everyone["recipe"], "more": more["recipe"]}
     return text.format(
-        device={"cpu": "CPU cores"}.get(everyone["where"]["device"], "a GPU"),
+        device={"cpu": "CPU cores"}.get(more["where"]["device"], "a GPU"),
         held_out=" and ".join(sorted({name.rpartition("_")[0] for name in unseen})),
         **{
             f"{run}_{key}": values[key]

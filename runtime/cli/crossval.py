@@ -71,8 +71,8 @@ def command(
         slices = fold_slices(paper_folds(scans), {scan.name: lesion_slices(scan) for scan in scans})
         print("\n".join(fold_lines(slices)), file=sys.stderr)
     whole = crossval.folds_of_folder(planned, scans, resolved, out, folds, ablation)
+    check_donors(resolved, [*left_out, *(other[1] if other else ())])
     crossval.check_plan(whole, resolved, scans, other[1] if other else (), out)
-    check_donors(resolved, other[1] if other else ())
     crossval.read_results(whole)  # a damaged one is told before hours of training
     for number, one in enumerate(planned, 1):
         before = f"[{number}/{len(planned)}] {one.variant}, fold {one.number}: "

@@ -106,8 +106,6 @@ def _checkpoint_of(start: Path | None) -> Iterator[Path | None]:
     from lesionrt.train.checkpoint import save_checkpoint
 
     with TemporaryDirectory(prefix="lesionrt-start-") as folder:
-        path = (
-            Path(folder) / "start.pt"
-        )  # always of this name, which the file's bytes depend on: a resumed run compares them
+        path = Path(folder) / "start.pt"
         save_checkpoint(restore_checkpoint(load_bundle(bundle)), path)
         yield path

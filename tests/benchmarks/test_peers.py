@@ -58,12 +58,15 @@ def test_peers_are_compared_with_the_first_case() -> None:
             "authors": lambda: (lambda: zeros, "right"),
             "near": lambda: (lambda: zeros + 0.25, "off by a quarter"),
             "other": lambda: (lambda: None, "another network"),
+            "odd": lambda: (lambda: np.zeros((3, 5)), "another shape"),
+            "tired": lambda: (failing(2, "second round"), "a peer"),
         },
         2,
         3,
     )
     assert found["near"]["maximum_difference"] == 0.25
     assert "maximum_difference" not in found["other"]
+    assert found["odd"].keys() == found["tired"].keys() == {"skipped"}
     ratio = found["authors"]["s_per_slice"]["median"] / found["other"]["s_per_slice"]["median"]
     assert found["other"]["times_faster"] == ratio
 

@@ -149,11 +149,19 @@ def test_a_link_to_nothing_is_no_reason_for_silence(tmp_path: Path) -> None:
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    scan, _ = touch(tmp_path, "scans/p01/flair.nii.gz", "store/flair.nii.gz")
-    (tmp_path / "scans" / "p02").symlink_to("../store")
-    (tmp_path / "scans" / "p01" / "all").symlink_to("..")
+    scan, *_ = touch(tmp_path, "scans/p01/flair.nii.gz", "store/flair.nii.gz", "one/flair.nii", "other/flair.nii")
+    for link, target in {
+        "scans/p02": "../store",
+        "scans/latest": "p01",  # the same scan again
+        "scans/p01/all": "..",
+        "scans/x": "../one",
+        "one/y": "../other",
+        "other/z": "../one",
+    }.items():
+        (tmp_path / link).symlink_to(target)
     found = [job.flair for job in plan_jobs([tmp_path / "scans"], tmp_path / "out").jobs]
-    assert found == [scan, tmp_path / "scans" / "p02" / "flair.nii.gz"]
+    names = ("p02/flair.nii.gz", "x/flair.nii", "x/y/flair.nii")
+    assert found == [scan, *(tmp_path / "scans" / name for name in names)]
 
 
 def test_hidden_folders_are_not_entered(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -135,6 +136,18 @@ def test_a_folder_takes_more_folds_and_variants_but_no_other_recipe_or_scans(
     gone = [replace(scans[0], mask=tmp_path / "gone.nii.gz"), *scans[1:]]
     with pytest.raises(DatasetError, match=r"gone\.nii\.gz: cannot be read"):
         check_plan(plan_folds(gone, recipe, tmp_path), recipe, gone, (), tmp_path)
+
+
+def test_donors_are_part_of_what_a_folder_is_for(recipe: Recipe, small_dataset: Path, tmp_path: Path) -> None:
+    scans, donors = read_dataset(small_dataset), tmp_path / "donors"
+    donors.mkdir()
+    masks = [other_scan(tmp_path, seed).mask for seed in (8, 9)]
+    shutil.copy(masks[0], donors)
+    painted = replace(recipe, donors=str(donors))
+    check_plan(plan_folds(scans, painted, tmp_path), painted, scans, (), tmp_path)
+    shutil.copy(masks[1], donors)
+    with pytest.raises(OutputError, match="was begun with other donors; give another folder"):
+        check_plan(plan_folds(scans, painted, tmp_path), painted, scans, (), tmp_path)
 
 
 def test_a_data_set_to_evaluate_on_holds_none_of_the_scans_that_are_trained_on(

@@ -122,9 +122,13 @@ def test_a_mask_outside_the_folder_is_not_taken(scan: Scan, tmp_path: Path) -> N
     for name in ("masks", "lists"):
         (tmp_path / name).mkdir()
     save_mask(two_masks()[0], tmp_path / "flair_lesions.nii.gz")  # beside the scan: perhaps the reference itself
-    listed = replace(scan, flair=tmp_path / "lists" / ".." / scan.flair.name)
-    with pytest.raises(DatasetError, match="no mask of 1 of 1 scans"):
-        MaskFolder(tmp_path / "masks", [listed])
+    save_mask(two_masks()[0], tmp_path / "p_1.nii.gz")
+    for listed in (
+        replace(scan, flair=tmp_path / "lists" / ".." / scan.flair.name),
+        replace(scan, patient="../p"),
+    ):
+        with pytest.raises(DatasetError, match="no mask of 1 of 1 scans"):
+            MaskFolder(tmp_path / "masks", [listed])
 
 
 def test_several_masks_of_a_scan_or_one_of_several_scans_are_refused(scan: Scan, tmp_path: Path) -> None:

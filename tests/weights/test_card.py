@@ -32,7 +32,7 @@ def test_the_recipes_numbers_are_those_of_the_runs() -> None:
     text = "{held_steps}, {all_steps}, {more_steps} steps; {more_lesion_centred} of {held_size}; without {held_out}; {device}"
     runs = run(8, "a_1"), run(3, "a_1 b_1 b_2"), run(9, "a_1 b_1 b_2", lesion_centred=0.2)
     assert script("card").recipe(text, *runs) == "8, 3, 9 steps; 0.2 of 96; without b; CPU cores"
-    assert script("card").recipe("{device}", *runs[:1], run(3, "a_1", "cuda"), runs[2]) == "a GPU"
+    assert script("card").recipe("{device}", *runs[:2], run(9, "a_1", "cuda")) == "a GPU"
 
 
 def test_figures_of_unseen_people_stand_apart_and_in_the_tables() -> None:
