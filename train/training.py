@@ -99,7 +99,9 @@ def train(
         if initial is not None:
             run.start_from(initial)
             if initial.preparation != recipe.preparation:
-                say(f"note: {initial.model.name} learned from scans prepared as {initial.preparation}, not as {recipe.preparation}")
+                say(
+                    f"note: {initial.model.name} learned from scans prepared as {initial.preparation}, not as {recipe.preparation}"
+                )
         cache = cache or out.parent / "cache"
         multiple = recipe.network.size_multiple
         if world > 1:
