@@ -10,7 +10,11 @@ SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def cores() -> int:
-    """Cores that this process may use: as many threads compute fastest, two on one core wait for each other."""
+    """Cores that this process may use, and so the threads that are taken unasked.
+
+    Measured in OpenVINO, bfloat16, 46 slices of 160x160 on 2 cores: 13.9 s with one thread, 7.3 s with two. Two threads of one
+    core would share its multipliers.
+    """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return _cores(allowed, SIBLINGS)
 
