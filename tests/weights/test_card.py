@@ -52,8 +52,8 @@ def test_figures_of_unseen_people_stand_apart_and_in_the_tables() -> None:
         "fixed_threshold_dice": 0.69,
         "trained_on_it": False,
     }
-    text = card.with_table(f"before\n{card.BEGIN}old\n{card.END}after\n", found)
-    assert "old" not in text
+    text = card.with_table(f"before\n{card.BEGIN}stale\n{card.END}after\n", found)
+    assert "stale" not in text
     assert "| P14_1 | 0.75 | 0.50 | 20.0 | 24.8 | 0.69 | yes |\n" in text
     assert "| P14_1_held_out | 0.50 | 0.50 | 20.0 | 24.8 | 0.69 | **no** |\n" in text
     with pytest.raises(SystemExit, match="the README has no"):
