@@ -4,8 +4,7 @@
 
 Needs `pip install nncf` beside the package with its extra `openvino`. NNCF quantises the graph that OpenVINO runs, calibrated on
 slices of the volumes; `--search` lets it measure which layers cost the masks most and leave those as they were, in bfloat16 where
-the processor is faster in it. It is a trial:
-what does not hold :data:`LEAST_DICE` against float32 is not offered.
+the processor is faster in it. It is a trial: what does not hold :data:`LEAST_DICE` against float32 is not offered.
 """
 
 import json

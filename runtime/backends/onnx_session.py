@@ -88,9 +88,8 @@ class OnnxSession:
         options.log_severity_level = 4  # its errors reach us as exceptions
         options.use_deterministic_compute = True
         options.enable_mem_pattern = False  # with stacks of any length it plans for nothing and doubles the memory
-        options.intra_op_num_threads = (
-            threads or cores()
-        )  # by itself it would count those that this process may not use
+        # By itself it would count cores that this process may not use.
+        options.intra_op_num_threads = threads or cores()
         try:
             # Its own fallback would print to stdout, move to the CPU and go on.
             session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)

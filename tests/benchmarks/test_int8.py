@@ -39,8 +39,9 @@ def test_the_search_asks_for_one_sample_some_or_all_of_any_size(tiny_bundle: Pat
         assert agreement(compiled, some) == (1.0, None)
     # All is lesion: where a share p of the reference is, Dice is 2p / (1 + p).
     share = np.mean(np.concatenate([masks[id(feed)].ravel() for feed in feeds]) > threshold)
-    everything = lambda feed: {"lesion": np.ones_like(masks[id(feed)])}  # noqa: E731
-    assert agreement(everything, feeds)[0] == pytest.approx(2 * share / (1 + share))
+    assert agreement(lambda feed: {"lesion": np.ones_like(masks[id(feed)])}, feeds)[0] == pytest.approx(
+        2 * share / (1 + share)
+    )
 
 
 def test_it_says_what_to_install(
