@@ -315,7 +315,8 @@ class _Bench:
                 kept = answers[one.case.name]
                 one.row["volume"] = asdict(spread(found[one.case.name]))
                 one.row["stages"] = {
-                    stage: spread([answer["stages"][stage] for answer in kept]).median for stage in kept[0]["stages"]
+                    stage: None if value is None else spread([answer["stages"][stage] for answer in kept]).median
+                    for stage, value in kept[0]["stages"].items()
                 }
 
     def _start_again(self, running: list[_Running]) -> None:

@@ -13,7 +13,7 @@ from lesionrt.train.plots import Frame
 
 BAR, NAMES, WIDTH = 22, 190, 620  # pixels: a bar's height, the width for names, and the whole
 STEPS = 40  # straight pieces of a curve
-STAGES = ("read", "prepare", "compute", "restore", "write")
+STAGES = ("read", "prepare", "transfer", "compute", "restore", "write")
 SCALED = {"slices": "output slices", "chunk": "slices computed at a time", "threads": "threads", "volumes": "volumes"}
 
 
@@ -83,7 +83,7 @@ def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:
     if not whole:
         return
     yield "<h2>Stages of a whole volume, s</h2>"
-    cells = [[_name(row), *(short(row["stages"][stage]) for stage in STAGES)] for row in whole]
+    cells = [[_name(row), *(short(row["stages"].get(stage)) for stage in STAGES)] for row in whole]
     sums = [short(row["volume"]["median"]) for row in whole]
     spreads = [f"{short(row['volume']['least'])} … {short(row['volume']['most'])}" for row in whole]
     peaks = [short(row["peak_volume_mb"]) for row in whole]
@@ -91,7 +91,7 @@ def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:
     head = ["Case", *STAGES, "whole", "spread", "peak after whole volumes, MB"]
     yield table(head, [("", [*one, *more]) for one, *more in lines])
     yield (
-        '<p class="dim">Copies to and from a GPU are part of compute. The peak is resident memory from the start to the end of the '
+        '<p class="dim">Transfer is copies to a GPU and back, timed by themselves: compute holds them too. The peak is resident memory from the start to the end of the '
         "whole volumes.</p>"
     )
 

@@ -56,15 +56,16 @@ def slab(bundle: Bundle, flair: Path, count: int) -> Array:
     return slices[first : first + count + 2 * HALO]
 
 
-def samples(model: Any, stacks: list[Array]) -> list[Feed]:
-    """What the graph is fed with, piece after piece, its state included."""
+def samples(model: Any, stacks: list[Array]) -> list[list[Feed]]:
+    """What the graph is fed with of each stack, piece after piece, its state included."""
     import openvino
 
     request = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     names = [value.any_name for value in model.inputs[1:]]
     channels = [value.partial_shape[1].get_length() for value in model.inputs[1:]]
-    found = []
+    found: list[list[Feed]] = []
     for stack in stacks:
+        found.append([])
         scales = [int(name.rpartition("_")[2]) for name in names]
         height, width = stack.shape[2:]
         state = {
@@ -75,37 +76,40 @@ def samples(model: Any, stacks: list[Array]) -> list[Feed]:
             feed = {"slices": stack[first : first + PIECE], **state}
             given = request.infer(feed)
             if first:  # the first state is empty, as in no other piece
-                found.append(feed)
+                found[-1].append(feed)
             following = [value.any_name for value in model.outputs[1:]]
             state = {name: given[value].copy() for name, value in zip(names, following, strict=True)}
     return found
 
 
 class Agreement:
-    """Dice of a graph's masks with float32's over any of the samples, as NNCF's search asks for it: one, some or all of them."""
+    """Least Dice of a graph's masks with float32's over the volumes whose samples NNCF's search asks for: all, some or one."""
 
-    def __init__(self, model: Any, feeds: list[Feed], threshold: float) -> None:
+    def __init__(self, model: Any, volumes: list[list[Feed]], threshold: float) -> None:
         import openvino
 
         compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         self._threshold = threshold
-        self._feeds = feeds  # kept, so that no other sample can be taken for one of them
-        self._expected = {id(feed): compiled(feed)["lesion"] > threshold for feed in feeds}
+        self._volumes = volumes  # kept, so that no other sample can be taken for one of them
+        self._of = {id(feed): number for number, feeds in enumerate(volumes) for feed in feeds}
+        self._expected = {id(feed): compiled(feed)["lesion"] > threshold for feeds in volumes for feed in feeds}
 
     def __call__(self, compiled: Any, feeds: Iterable[Feed]) -> tuple[float, None]:
         """Dice, and nothing for each sample."""
-        both = total = 0
+        counts = np.zeros((len(self._volumes), 2), int)  # voxels in both masks, in one and the other
+        asked = set()
         for feed in feeds:
             found, expected = compiled(feed)["lesion"] > self._threshold, self._expected[id(feed)]
-            both += int((found & expected).sum())
-            total += int(found.sum()) + int(expected.sum())
-        return (2 * both / total if total else 1.0), None
+            asked.add(self._of[id(feed)])
+            counts[self._of[id(feed)]] += (found & expected).sum(), found.sum() + expected.sum()
+        return min(2 * both / total if total else 1.0 for both, total in counts[[*asked]].tolist()), None
 
 
-def quantised(model: Any, feeds: list[Feed], threshold: float, search: bool) -> Any:
+def quantised(model: Any, volumes: list[list[Feed]], threshold: float, search: bool) -> Any:
     """The graph in int8; with `search` but for the layers that cost the masks most."""
     import nncf
 
+    feeds = [feed for one in volumes for feed in one]
     data = nncf.Dataset(feeds)
     if not search:
         return nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=len(feeds))
@@ -113,7 +117,7 @@ def quantised(model: Any, feeds: list[Feed], threshold: float, search: bool) -> 
         model,
         data,
         nncf.Dataset(feeds),
-        Agreement(model, feeds, threshold),
+        Agreement(model, volumes, threshold),
         max_drop=1 - LEAST_DICE,
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(feeds),

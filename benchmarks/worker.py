@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lesionrt.benchmarks.cases import Case, open_case
+from lesionrt.benchmarks.transfer import transfer_seconds
 from lesionrt.runtime.backends import StreamingBackend
 from lesionrt.runtime.bundle import REFERENCE, load_bundle
 from lesionrt.runtime.chunks import default_chunk, infer_in_chunks
@@ -61,9 +62,9 @@ class Worker:
         volume = read_flair(Path(self._order.flair))
         brain = nonzero_brain(volume)
         read = time.perf_counter()
-        slices = prepare_volume(volume, brain, self._bundle.preparation, self._bundle.size_multiple).slices
+        self._slices = prepare_volume(volume, brain, self._bundle.preparation, self._bundle.size_multiple).slices
         first, count = self._order.slab
-        self._slab = np.ascontiguousarray(slices[first : first + count])
+        self._slab = np.ascontiguousarray(self._slices[first : first + count])
         prepared = time.perf_counter()
         order = self._order
         checkpoint = None if order.checkpoint is None else Path(order.checkpoint)
@@ -117,11 +118,21 @@ class Worker:
             write_results(found, plan_jobs([Path(self._order.flair)], Path(folder)).jobs[0])
             end = time.perf_counter()
         stages = found.report["seconds"]
-        stages = {"read": stages["read"], "prepare": stages["prepare"], "compute": stages["infer"]} | {
+        stages = {
+            "read": stages["read"],
+            "prepare": stages["prepare"],
+            "transfer": self._transfer(),
+            "compute": stages["infer"],
             "restore": stages["restore"],
             "write": end - segmented,
         }
         return {"seconds": end - start, "stages": stages}
+
+    def _transfer(self) -> float | None:
+        """Of the whole volume's slices, which are part of compute; 0 where nothing leaves the CPU."""
+        if "CPU" in self._backend.device.upper():
+            return 0.0
+        return transfer_seconds(self._slices)
 
     def memory(self) -> dict[str, Any]:
         """Peak resident memory so far, in MB."""

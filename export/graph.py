@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript.optimizer import fold_constants_ir, remove_unused_nodes
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -142,7 +141,13 @@ def trace(
     opset
         Of the graph.
     """
-    with warnings.catch_warnings():
+    # The exporter loads these too: seconds that an error before it need not take.
+    from onnxscript.optimizer import fold_constants_ir, remove_unused_nodes
+    from torch._dynamo import config
+
+    # The exporter keeps what it knows of each operator's shapes; for dynamic ones keeping costs more than it saves.
+    uncached = config.patch(fake_tensor_cache_enabled=False)
+    with warnings.catch_warnings(), uncached:
         warnings.simplefilter("ignore")  # of the exporter's own making
         program = torch.onnx.export(
             module,

@@ -7,8 +7,8 @@ from io import StringIO
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 CONNECTIVITY = 26  # neighbours of a voxel: faces, edges and corners
 ROUNDING = 1e-6  # relative, of a voxel's volume: an affine is often stored in single precision
@@ -47,7 +47,7 @@ def label(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     1
     """
     labels = np.empty(mask.shape, np.int32)
-    return labels, int(ndimage.label(mask, np.ones((3, 3, 3)), output=labels))
+    return labels, int(scipy.ndimage.label(mask, np.ones((3, 3, 3)), output=labels))
 
 
 def find_lesions(
@@ -74,7 +74,7 @@ def find_lesions(
     least = smallest_mm3 * (1 - ROUNDING)
     kept = [n for n in range(1, count + 1) if sizes[n] * voxel_mm3 >= least]
     kept.sort(key=lambda n: (-int(sizes[n]), n))
-    boxes = ndimage.find_objects(labels)
+    boxes = scipy.ndimage.find_objects(labels)
     lesions = []
     for n in kept:
         centroid = affine[:3, :3] @ [mean[n] for mean in means[:3]] + affine[:3, 3]

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lesionrt.runtime.errors import InputError
 from lesionrt.runtime.lesions import label
@@ -225,11 +225,11 @@ def surface_distance(reference: Mask, prediction: Mask, voxel_mm: Sequence[float
         apart = 0.0 if reference.any() == prediction.any() else math.hypot(*np.multiply(reference.shape, voxel_mm))
         return SurfaceDistance(apart, apart)
     # Everything outside the box of both is outside either surface: the distances in it are those in the whole image.
-    box = ndimage.find_objects((reference | prediction).astype(np.uint8))[0]
-    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (reference[box], prediction[box])]
+    box = scipy.ndimage.find_objects((reference | prediction).astype(np.uint8))[0]
+    surfaces = [mask & ~scipy.ndimage.binary_erosion(mask) for mask in (reference[box], prediction[box])]
     one, other = surfaces
-    there = ndimage.distance_transform_edt(~other, sampling=voxel_mm)[one]
-    back = ndimage.distance_transform_edt(~one, sampling=voxel_mm)[other]
+    there = scipy.ndimage.distance_transform_edt(~other, sampling=voxel_mm)[one]
+    back = scipy.ndimage.distance_transform_edt(~one, sampling=voxel_mm)[other]
     return SurfaceDistance(
         average_mm=float(np.concatenate([there, back]).mean()),
         hausdorff95_mm=max(float(np.percentile(way, HAUSDORFF_PERCENTILE)) for way in (there, back)),

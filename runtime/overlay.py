@@ -4,9 +4,9 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from lesionrt.runtime.segmenter import Segmentation
 from lesionrt.runtime.view import view
@@ -64,7 +64,7 @@ def _tile(grey: NDArray[np.float32], mask: NDArray[np.bool_], size: tuple[int, i
     tile = Image.fromarray((grey.T * BRIGHTEST).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     large = np.asarray(Image.fromarray(mask.T).resize(size, Image.Resampling.NEAREST))
     pixels = np.array(tile)
-    pixels[large & ~ndimage.binary_erosion(large)] = RED
+    pixels[large & ~scipy.ndimage.binary_erosion(large)] = RED
     tile = Image.fromarray(pixels)
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(FONT)
     draw.text((4, height // 2), "R", WHITE, font, anchor="lm")

@@ -1,8 +1,8 @@
 """A made-up FLAIR volume with lesions: for demonstrations, tests and self-checks, never for accuracy."""
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lesionrt.runtime.geometry import resample
 
@@ -44,7 +44,7 @@ def phantom(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> tuple[NDArray
     flair[ventricle] = CSF
 
     lesions = _lesions(rng, shape, white & ~ventricle & ~deep, ventricle)
-    flair = ndimage.gaussian_filter(np.where(lesions, LESION, flair), 0.7)
+    flair = scipy.ndimage.gaussian_filter(np.where(lesions, LESION, flair), 0.7)
     bias = 1 + 0.12 * (0.6 * right + 0.5 * anterior - 0.4 * superior) + 0.05 * _smooth_noise(rng, shape, 25.0)
     noise = rng.normal(0, 6, shape).astype(np.float32)
     return np.where(brain, np.maximum(flair * bias + noise, 1), 0).astype(np.float32), lesions & brain
@@ -53,7 +53,7 @@ def phantom(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> tuple[NDArray
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int, int], sigma: float) -> NDArray[np.float32]:
     """Noise of unit deviation and about `sigma` voxels' smoothness; made coarse and interpolated, which is fast."""
     step = max(1, int(sigma))
-    noise: NDArray[np.float32] = ndimage.gaussian_filter(
+    noise: NDArray[np.float32] = scipy.ndimage.gaussian_filter(
         rng.normal(size=[n // step + 2 for n in shape]).astype(np.float32), 1.0
     )
     for axis, length in enumerate(shape):
@@ -67,7 +67,7 @@ def _lesions(
 ) -> NDArray[np.bool_]:
     """Ellipsoids in white matter, most of them close to the ventricles, as in multiple sclerosis."""
     coarse = ventricle[::2, ::2, ::2]
-    distance = 2 * ndimage.distance_transform_edt(~coarse) if coarse.any() else np.ones(coarse.shape)
+    distance = 2 * scipy.ndimage.distance_transform_edt(~coarse) if coarse.any() else np.ones(coarse.shape)
     near, far = (2 * np.argwhere(white[::2, ::2, ::2] & there) for there in (distance < 8, distance > 15))
     lesions = np.zeros(shape, bool)
     for places, count in ((near, 14), (far, 8)):

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lesionrt.runtime.errors import InputError, VolumeError
 from lesionrt.runtime.geometry import ModelGrid
@@ -203,8 +203,8 @@ def smoothed(stack: Array, inside: Mask, sigma: tuple[float, float, float]) -> A
     >>> smoothed(np.array([[[0, 4, 4, 0, 4]]], np.float32), np.array([[[False, True, True, False, True]]]), (0, 0, 1))
     array([[[0., 4., 4., 0., 4.]]], dtype=float32)
     """
-    share = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
-    level = ndimage.gaussian_filter(np.where(inside, stack, np.float32(0)), sigma)
+    share = scipy.ndimage.gaussian_filter(inside.astype(np.float32), sigma)
+    level = scipy.ndimage.gaussian_filter(np.where(inside, stack, np.float32(0)), sigma)
     result: Array = np.divide(level, share, out=np.zeros_like(level), where=inside)
     return result
 

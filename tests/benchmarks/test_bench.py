@@ -95,7 +95,8 @@ def test_window_by_window_cases_are_scaled_and_the_fast_ones_measured_whole(quic
     assert authors["volume_scaled"]
     assert authors["volume_s"] == pytest.approx(authors["s_per_slice"] * slices)
     assert not fast["volume_scaled"]
-    assert set(fast["stages"]) == {"read", "prepare", "compute", "restore", "write"}
+    assert set(fast["stages"]) == {"read", "prepare", "transfer", "compute", "restore", "write"}
+    assert fast["stages"]["transfer"] == 0  # nothing leaves the CPU
     assert sum(fast["stages"].values()) <= fast["volume"]["most"] + 0.01
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -16,6 +17,8 @@ from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.rates import CPU_COMPUTED_IN
 from lesionrt.benchmarks.roofline import Work, roofline
 from lesionrt.benchmarks.rows import relate
+from lesionrt.benchmarks.transfer import transfer_seconds
+from lesionrt.runtime.backends.gpu import gpus
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network
 
@@ -137,3 +140,17 @@ def test_a_wrong_case_is_not_what_the_others_are_compared_with() -> None:
     assert relate([wrong, right], slices=10) == "cpu-fp32"
     assert (wrong["times_faster"], right["times_faster"], right["volume_s"]) == (2.0, 1.0, 20.0)
     assert relate([wrong], slices=10) == "window-onnx"
+
+
+def test_there_is_no_transfer_to_time_without_a_gpu() -> None:
+    if gpus():
+        pytest.skip("an NVIDIA GPU is seen")
+    assert transfer_seconds(np.zeros((4, 1, 8, 8), np.float32)) is None
+
+
+@pytest.mark.gpu
+def test_a_transfer_takes_time() -> None:
+    if not gpus():
+        pytest.skip("no NVIDIA GPU is seen")
+    pytest.importorskip("pycuda", reason="pycuda is not installed: pip install 'lesionrt[cuda]'")
+    assert 0 < transfer_seconds(np.zeros((4, 1, 8, 8), np.float32)) < 1  # type: ignore[operator]

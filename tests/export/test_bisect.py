@@ -47,8 +47,8 @@ def scaled(model: onnx.ModelProto, weight: str, factor: float) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_a_good_graph_has_no_node_that_leaves(half_bundle: Path, precision: str) -> None:
-    found = bisect(load_bundle(half_bundle), precision, SLICES)
+def test_a_good_graph_has_no_node_that_leaves(tiny_bundle: Path, precision: str) -> None:
+    found = bisect(load_bundle(tiny_bundle), precision, SLICES)
     assert first_beyond(found, TOLERANCES[precision], 5) == []
     # They do round: something differs, and everything but the two ends and what is kept in float32 is half precision.
     assert max(node.relative for node in found) > 1e-4
@@ -57,22 +57,22 @@ def test_a_good_graph_has_no_node_that_leaves(half_bundle: Path, precision: str)
     assert [node.index for node in found] == sorted(node.index for node in found)
 
 
-def test_a_node_with_a_wrong_weight_is_named_and_the_ones_after_it_are_not(half_bundle: Path, tmp_path: Path) -> None:
-    model = onnx.load(half_bundle / "model_fp16.onnx")
+def test_a_node_with_a_wrong_weight_is_named_and_the_ones_after_it_are_not(tiny_bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_bundle / "model_fp16.onnx")
     node = [node for node in model.graph.node if node.op_type == "Conv"][7]
     scaled(model, node.input[1], 1.5)
-    bundle = replaced(half_bundle, tmp_path, {"fp16": model})
+    bundle = replaced(tiny_bundle, tmp_path, {"fp16": model})
     leaving = first_beyond(bisect(load_bundle(bundle), "fp16", SLICES), TOLERANCES["fp16"], 5)
     assert [found.name for found in leaving] == [node.name]
     assert leaving[0].relative > 0.1
 
 
-def test_a_node_that_overflows_is_named_with_its_float32_range(half_bundle: Path, tmp_path: Path) -> None:
-    graphs = {precision: onnx.load(half_bundle / f"model_{precision}.onnx") for precision in ("fp32", "fp16", "bf16")}
+def test_a_node_that_overflows_is_named_with_its_float32_range(tiny_bundle: Path, tmp_path: Path) -> None:
+    graphs = {precision: onnx.load(tiny_bundle / f"model_{precision}.onnx") for precision in ("fp32", "fp16", "bf16")}
     for model in graphs.values():
         conv = next(node for node in model.graph.node if node.op_type == "Conv")
         scaled(model, conv.input[1], 3e4)
-    bundle = load_bundle(replaced(half_bundle, tmp_path, graphs))
+    bundle = load_bundle(replaced(tiny_bundle, tmp_path, graphs))
     first = first_beyond(bisect(bundle, "fp16", SLICES), TOLERANCES["fp16"], 1)[0]
     assert (first.operator, first.difference) == ("Conv", np.inf)
     assert first.highest > 65504
@@ -81,20 +81,20 @@ def test_a_node_that_overflows_is_named_with_its_float32_range(half_bundle: Path
     assert first.index not in {node.index for node in bisect(bundle, "bf16", SLICES) if node.beyond(TOLERANCES["bf16"])}
 
 
-def test_graphs_of_two_networks_are_not_compared(half_bundle: Path, tmp_path: Path) -> None:
-    model = onnx.load(half_bundle / "model_fp16.onnx")
+def test_graphs_of_two_networks_are_not_compared(tiny_bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_bundle / "model_fp16.onnx")
     next(node for node in model.graph.node if node.op_type == "Tanh").op_type = "Sigmoid"
     with pytest.raises(BundleError, match="not of one network"):
-        bisect(load_bundle(replaced(half_bundle, tmp_path, {"fp16": model})), "fp16", SLICES)
+        bisect(load_bundle(replaced(tiny_bundle, tmp_path, {"fp16": model})), "fp16", SLICES)
 
 
-def test_verify_bisect_prints_people_a_list_and_machines_json(half_bundle: Path, tmp_path: Path, run: Run) -> None:
+def test_verify_bisect_prints_people_a_list_and_machines_json(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
     # No backend is needed for it, so none is looked for: the bundle has no engine.
-    assert "0 of" in run("verify", half_bundle, "--bisect", "--precision", "fp16", "--backend", "rtx").stdout
-    model = onnx.load(half_bundle / "model_fp16.onnx")
+    assert "0 of" in run("verify", tiny_bundle, "--bisect", "--precision", "fp16", "--backend", "rtx").stdout
+    model = onnx.load(tiny_bundle / "model_fp16.onnx")
     node = [node for node in model.graph.node if node.op_type == "Conv"][2]
     scaled(model, node.input[1], 2)
-    bundle = replaced(half_bundle, tmp_path, {"fp16": model})
+    bundle = replaced(tiny_bundle, tmp_path, {"fp16": model})
     shown = run("verify", bundle, "--bisect", "--precision", "fp16", code=5).stdout
     assert "first: node" in shown
     assert f"{node.name} (Conv) differs by" in shown
@@ -120,8 +120,8 @@ def test_weights_rounded_to_half_build_an_rtx_engine_and_leave_float32_at_no_nod
     assert found["beyond"] == []
 
 
-def test_emulated_bfloat16_rounds_every_result_to_eight_bits(half_bundle: Path) -> None:
-    original = onnx.load(half_bundle / "model_bf16.onnx")
+def test_emulated_bfloat16_rounds_every_result_to_eight_bits(tiny_bundle: Path) -> None:
+    original = onnx.load(tiny_bundle / "model_bf16.onnx")
     model = emulated(original)
     onnx.checker.check_model(model)
     half = {

@@ -76,13 +76,13 @@ def test_the_file_holds_the_networks_weights_as_they_are(tiny_bundle: Path) -> N
     assert sum(name in whole for name in kernels) > len(kernels) / 2
 
 
-def test_onnx_runtime_never_leaves_its_blocks_for_a_norm(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_onnx_runtime_never_leaves_its_blocks_for_a_norm(full_bundle: Path, tmp_path: Path) -> None:
     operators = {}
     for name in ("stream_fp32", "blocked_fp32"):
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / f"{name}.onnx")
         options.log_severity_level = 4  # the optimised file is for this processor alone, it says
-        ort.InferenceSession(tiny_bundle / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(full_bundle / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
         graph = onnx.load(tmp_path / f"{name}.onnx", load_external_data=False).graph
         operators[name] = Counter(node.op_type for node in graph.node)
     if not operators["stream_fp32"]["ReorderInput"]:

@@ -64,8 +64,8 @@ def test_large_products_stay_float32_and_the_manifest_names_them(
     assert products_by_type.count(TensorProto.FLOAT16) > 5
 
 
-def test_bfloat16_keeps_its_transposed_convolutions_in_float32(half_bundle: Path) -> None:
-    model = onnx.load(half_bundle / "model_bf16.onnx")
+def test_bfloat16_keeps_its_transposed_convolutions_in_float32(tiny_bundle: Path) -> None:
+    model = onnx.load(tiny_bundle / "model_bf16.onnx")
     kinds = types_of(model)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 22)]
     for node in model.graph.node:
@@ -73,7 +73,7 @@ def test_bfloat16_keeps_its_transposed_convolutions_in_float32(half_bundle: Path
             assert kinds[node.output[0]] == TensorProto.FLOAT
         if node.op_type == "Conv":
             assert kinds[node.output[0]] == TensorProto.BFLOAT16
-    manifest = json.loads((half_bundle / "manifest.json").read_text())
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     assert manifest["in_float32"]["bf16"] == ["transition_up.0.conv", "transition_up.1.conv"]
     assert {row["precision"] for row in manifest["parity"]} == {"fp32", "fp16", "bf16"}
     assert all("emulated" in row["notes"][0] for row in manifest["parity"] if row["precision"] == "bf16")

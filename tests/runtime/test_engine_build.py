@@ -60,11 +60,11 @@ def with_graph(bundle: Path, precision: str, model: bytes) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_engine_is_added_with_everything_that_identifies_it(
-    half_bundle: Path, tmp_path: Path, run: Run, precision: str
+    tiny_bundle: Path, tmp_path: Path, run: Run, precision: str
 ) -> None:
     import tensorrt_rtx
 
-    bundle = copy(half_bundle, tmp_path)
+    bundle = copy(tiny_bundle, tmp_path)
     before = content(bundle)
     result = run("engine", "build", bundle, *SMALL, "--precision", precision, "--target", "8.6,12.0")
     (engine,) = engines_of(load_bundle(bundle).manifest)
@@ -95,11 +95,11 @@ def test_an_engine_is_added_with_everything_that_identifies_it(
 
 @pytest.mark.parametrize(("attention", "convlstm"), [(True, False), (False, True), (False, False)])
 def test_every_variant_of_the_network_builds_in_every_precision(
-    tmp_path: Path, half_bundle: Path, attention: bool, convlstm: bool
+    tmp_path: Path, tiny_bundle: Path, attention: bool, convlstm: bool
 ) -> None:
     config = NetworkConfig(4, 2, 2, 8, attention=attention, convlstm=convlstm)
     network = untrained_checkpoint(config).network
-    bundle = copy(half_bundle, tmp_path)
+    bundle = copy(tiny_bundle, tmp_path)
     for precision in OPSETS:
         path = tmp_path / "graph.onnx"
         in_float32 = parts_in_float32(network, precision, ["attention_up.0"] if attention else [])
@@ -133,9 +133,9 @@ def test_the_full_network_builds_in_every_precision(full_bundle: Path, tmp_path:
 
 
 def test_the_largest_stack_shrinks_until_it_fits_the_workspace(
-    half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = copy(half_bundle, tmp_path)
+    bundle = copy(tiny_bundle, tmp_path)
     monkeypatch.setitem(stacks.BYTES_PER_PIXEL, "fp32", 20)  # far too few: the first guess is the whole head
     wanted = Wanted("rtx", max_size=(64, 64), workspace_bytes=64 * 2**20)
     said: list[str] = []
@@ -150,9 +150,9 @@ def test_the_largest_stack_shrinks_until_it_fits_the_workspace(
 
 
 def test_stacks_that_do_not_fit_the_workspace_are_an_error_with_the_figures(
-    half_bundle: Path, tmp_path: Path, run: Run
+    tiny_bundle: Path, tmp_path: Path, run: Run
 ) -> None:
-    bundle = copy(half_bundle, tmp_path)
+    bundle = copy(tiny_bundle, tmp_path)
     before = content(bundle)
     options = ("--flavor", "rtx", "--max-size", "64", "--max-slices", 100, "--workspace", 1 / 16)
     error = run("engine", "build", bundle, *options, code=2).stderr
@@ -164,8 +164,8 @@ def test_stacks_that_do_not_fit_the_workspace_are_an_error_with_the_figures(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_an_engine_is_built_again_only_by_force(half_bundle: Path, tmp_path: Path, run: Run) -> None:
-    bundle = copy(half_bundle, tmp_path)
+def test_an_engine_is_built_again_only_by_force(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    bundle = copy(tiny_bundle, tmp_path)
     run("engine", "build", bundle, *SMALL)
     before = content(bundle)
     assert "is there already; give --force" in run("engine", "build", bundle, *SMALL, code=2).stderr
@@ -179,11 +179,11 @@ def test_an_engine_is_built_again_only_by_force(half_bundle: Path, tmp_path: Pat
 
 
 def test_a_build_that_gives_nothing_leaves_the_bundle_and_its_log(
-    half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tensorrt_rtx
 
-    bundle = copy(half_bundle, tmp_path)
+    bundle = copy(tiny_bundle, tmp_path)
     before = content(bundle)
     monkeypatch.setattr(tensorrt_rtx.Builder, "build_serialized_network", lambda *arguments: None)
     with pytest.raises(UnavailableError, match=r"1\..* could not build the engine") as caught:
@@ -193,8 +193,8 @@ def test_a_build_that_gives_nothing_leaves_the_bundle_and_its_log(
     assert (tmp_path / "bundle.engine-build.log").stat().st_size
 
 
-def test_an_engine_is_not_added_to_a_bundle_that_was_exported_anew_meanwhile(half_bundle: Path, tmp_path: Path) -> None:
-    bundle = copy(half_bundle, tmp_path)
+def test_an_engine_is_not_added_to_a_bundle_that_was_exported_anew_meanwhile(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(tiny_bundle, tmp_path)
     exported: dict[str, bytes] = {}
 
     def export_meanwhile(*built: object) -> tuple[None, None]:
@@ -207,8 +207,8 @@ def test_an_engine_is_not_added_to_a_bundle_that_was_exported_anew_meanwhile(hal
     assert content(bundle) == exported
 
 
-def test_an_engine_is_added_only_when_nobody_else_adds_one(half_bundle: Path, tmp_path: Path) -> None:
-    bundle = copy(half_bundle, tmp_path)
+def test_an_engine_is_added_only_when_nobody_else_adds_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy(tiny_bundle, tmp_path)
     before, said = content(bundle), list[str]()
     with ThreadPoolExecutor(1) as others:
         with locked(bundle):
@@ -244,9 +244,9 @@ def other_output(model: onnx.ModelProto) -> None:
     ids=["unknown operator", "lost weights", "foreign graph", "no ONNX"],
 )
 def test_a_bad_graph_is_an_error_that_names_the_node_and_leaves_the_bundle(
-    half_bundle: Path, tmp_path: Path, run: Run, damage: Callable[[onnx.ModelProto], None] | None, finding: str
+    tiny_bundle: Path, tmp_path: Path, run: Run, damage: Callable[[onnx.ModelProto], None] | None, finding: str
 ) -> None:
-    bundle = copy(half_bundle, tmp_path)
+    bundle = copy(tiny_bundle, tmp_path)
     model = onnx.load(bundle / "model_fp32.onnx")
     if damage is not None:
         damage(model)
@@ -260,8 +260,8 @@ def test_a_bad_graph_is_an_error_that_names_the_node_and_leaves_the_bundle(
     assert log.is_file()
 
 
-def test_a_float16_graph_that_is_in_truth_float32_is_an_error(half_bundle: Path, tmp_path: Path, run: Run) -> None:
-    bundle = copy(half_bundle, tmp_path)
+def test_a_float16_graph_that_is_in_truth_float32_is_an_error(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    bundle = copy(tiny_bundle, tmp_path)
     with_graph(bundle, "fp16", (bundle / "model_fp32.onnx").read_bytes())
     error = run("engine", "build", bundle, *SMALL, "--precision", "fp16", code=3).stderr
     assert "only 0 of" in error
@@ -287,9 +287,9 @@ def test_a_missing_precision_names_the_command_that_makes_it(tiny_bundle: Path, 
     ],
 )
 def test_wrong_options_leave_the_bundle_as_it_was(
-    half_bundle: Path, tmp_path: Path, run: Run, options: list[str], code: int, finding: str
+    tiny_bundle: Path, tmp_path: Path, run: Run, options: list[str], code: int, finding: str
 ) -> None:
-    bundle = copy(half_bundle, tmp_path)
+    bundle = copy(tiny_bundle, tmp_path)
     before = content(bundle)
     assert finding in run("engine", "build", bundle, *SMALL, *options, code=code).stderr
     assert content(bundle) == before
@@ -320,8 +320,8 @@ def test_an_interrupted_build_leaves_the_bundle_and_its_log(
         assert "the build's log is kept" in told
 
 
-def test_a_tampered_plan_is_not_loaded(half_bundle: Path, tmp_path: Path, run: Run) -> None:
-    bundle = copy(half_bundle, tmp_path)
+def test_a_tampered_plan_is_not_loaded(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    bundle = copy(tiny_bundle, tmp_path)
     run("engine", "build", bundle, *SMALL)
     loaded = load_bundle(bundle)
     (engine,) = engines_of(loaded.manifest)
@@ -337,9 +337,9 @@ def test_a_tampered_plan_is_not_loaded(half_bundle: Path, tmp_path: Path, run: R
 
 
 def test_where_nothing_can_be_written_beside_the_bundle_the_log_goes_elsewhere(
-    half_bundle: Path, tmp_path: Path, run: Run
+    tiny_bundle: Path, tmp_path: Path, run: Run
 ) -> None:
-    bundle = copy(half_bundle, tmp_path)
+    bundle = copy(tiny_bundle, tmp_path)
     with_graph(bundle, "fp32", b"no graph" * 9)
     (tmp_path / "bundle.engine-build.log").mkdir()
     (tmp_path / "temporary").mkdir()
@@ -352,8 +352,8 @@ def test_where_nothing_can_be_written_beside_the_bundle_the_log_goes_elsewhere(
     assert log.stat().st_size
 
 
-def test_building_needs_neither_torch_nor_onnx(half_bundle: Path, tmp_path: Path, run: Run) -> None:
-    bundle = copy(half_bundle, tmp_path)
+def test_building_needs_neither_torch_nor_onnx(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    bundle = copy(tiny_bundle, tmp_path)
     (tmp_path / "without").mkdir()
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in ("torch", "onnx", "onnxscript", "onnxruntime"))
     (tmp_path / "without/sitecustomize.py").write_text(f"import sys\n{blocked}")

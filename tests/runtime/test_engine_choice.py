@@ -287,12 +287,12 @@ def test_what_is_missing_for_engines_is_exit_code_4_with_its_remedy(
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_all_compares_what_can_run_and_says_what_cannot(half_bundle: Path, run: Run) -> None:
-    result = run("verify", half_bundle, "--backend", "all", "--json")
+def test_verify_all_compares_what_can_run_and_says_what_cannot(tiny_bundle: Path, run: Run) -> None:
+    result = run("verify", tiny_bundle, "--backend", "all", "--json")
     found = json.loads(result.stdout)
     compared = {(row["backend"], row["precision"]) for row in found["results"]}
     assert {("cpu", "fp32"), ("cpu", "fp16"), ("cpu", "bf16")} <= compared
-    cannot = {name for name in ("tensorrt", "rtx", "cuda") if probe(name, load_bundle(half_bundle)).problem}
+    cannot = {name for name in ("tensorrt", "rtx", "cuda") if probe(name, load_bundle(tiny_bundle)).problem}
     assert set(found["left_out"]) == cannot
     assert all(found["left_out"].values())
     assert all(row["engine"] is None for row in found["results"] if row["backend"] == "cpu")

@@ -48,10 +48,10 @@ def cuda() -> None:
 
 
 @pytest.fixture(scope="module")
-def engines(flavour: str, half_bundle: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+def engines(flavour: str, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """The small network's bundle with an engine of every precision, built here; each was compared as it was added."""
     bundle = tmp_path_factory.mktemp(flavour) / "bundle"
-    shutil.copytree(half_bundle, bundle)
+    shutil.copytree(tiny_bundle, bundle)
     for precision in PRECISIONS:
         largest = ("--max-slices", 64, "--max-size", 256, "--workspace", 8)
         run("engine", "build", bundle, "--flavor", flavour, "--precision", precision, *largest)
@@ -101,9 +101,9 @@ def test_verify_covers_every_backend_and_engine(engines: Path, flavour: str, run
 
 
 @pytest.mark.usefixtures("cuda")
-def test_onnx_runtime_on_cuda_agrees_with_pytorch(half_bundle: Path, run: Run) -> None:
+def test_onnx_runtime_on_cuda_agrees_with_pytorch(tiny_bundle: Path, run: Run) -> None:
     precisions = ("--precision", "fp32", "--precision", "fp16")
-    assert json.loads(run("verify", half_bundle, "--backend", "cuda", *precisions, "--json").stdout)["passed"]
+    assert json.loads(run("verify", tiny_bundle, "--backend", "cuda", *precisions, "--json").stdout)["passed"]
 
 
 def test_auto_takes_the_engine(engines: Path, bundle: Bundle, flavour: str, run: Run) -> None:

@@ -103,7 +103,6 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
     without: Callable[..., Environment],
     tiny_checkpoint: Path,
     tiny_bundle: Path,
-    half_bundle: Path,
     small_flair: Path,
     small_dataset: Path,
     tmp_path: Path,
@@ -120,8 +119,8 @@ def test_missing_library_is_named_with_the_command_that_brings_it(
         "evaluate": ("evaluate", small_dataset, "--model", tiny_checkpoint, "-o", tmp_path / "out"),
         "crossval": ("crossval", small_dataset, "-o", tmp_path / "out"),
         "verify --reference": ("verify", tiny_bundle, "--reference", tiny_checkpoint),
-        "verify bf16": ("verify", half_bundle, "--backend", "cpu", "--precision", "bf16"),
-        "verify --bisect": ("verify", half_bundle, "--bisect"),
+        "verify bf16": ("verify", tiny_bundle, "--backend", "cpu", "--precision", "bf16"),
+        "verify --bisect": ("verify", tiny_bundle, "--bisect"),
         "engine build": ("engine", "build", tiny_bundle, "--flavor", "rtx"),
     }[verb]
     result = run(*arguments, code=4, env=without(library))
@@ -169,9 +168,9 @@ def test_masks_are_evaluated_and_data_sets_checked_without_a_training_library(
 
 
 def test_without_onnx_bfloat16_is_left_out_and_named(
-    run: Run, without: Callable[..., Environment], half_bundle: Path
+    run: Run, without: Callable[..., Environment], tiny_bundle: Path
 ) -> None:
-    result = run("verify", half_bundle, "--backend", "cpu", "--json", env=without("onnx"))
+    result = run("verify", tiny_bundle, "--backend", "cpu", "--json", env=without("onnx"))
     found = json.loads(result.stdout)
     assert [row["precision"] for row in found["results"]] == ["fp32", "fp16"]
     assert "pip install 'lesionrt[export]'" in found["left_out"]["cpu bf16"]

@@ -48,8 +48,8 @@ def test_a_closed_session_says_so() -> None:
         session(None).infer(FEED)
 
 
-def test_a_precision_that_it_does_not_compute_is_said_with_what_mends_it(half_bundle: Path) -> None:
-    graph = half_bundle / "model_bf16.onnx"
+def test_a_precision_that_it_does_not_compute_is_said_with_what_mends_it(tiny_bundle: Path) -> None:
+    graph = tiny_bundle / "model_bf16.onnx"
     with pytest.raises(
         UnavailableError, match=r"does not compute bf16 on CPU .*export the model again with --precision fp32"
     ):

@@ -265,7 +265,7 @@ def test_verify_notes_that_the_reference_is_of_another_checkpoint(run: Run, tiny
     from lesionrt.train.model import NetworkConfig
     from lesionrt.train.untrained import untrained_checkpoint
 
-    config = NetworkConfig(growth_rate=4, layers=2, levels=2, first_channels=8)
+    config = NetworkConfig(growth_rate=4, layers=1, levels=2, first_channels=8)
     save_checkpoint(untrained_checkpoint(config, seed=1), tmp_path / "other.pt")
     result = run("verify", tiny_bundle, "--reference", tmp_path / "other.pt", "--json", code=5)
     for row in json.loads(result.stdout)["results"]:

@@ -32,7 +32,7 @@ from lesionrt.train.weights import initialise
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-SMALL = ["network.growth_rate=4", "network.layers=2", "network.levels=2", "network.first_channels=8"]
+SMALL = ["network.growth_rate=4", "network.layers=1", "network.levels=2", "network.first_channels=8"]
 REVERSED = np.array([[-1, 0, 0, 47], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # the phantoms' first axis
 FAST = [*SMALL, "slabs=2", "size=32", "epoch_steps=2", "steps=4", "warm_up=1", "precision=float32"]
 
