@@ -26,10 +26,11 @@ from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import describe, device_memory_mb
 from lesionrt.benchmarks.rates import best_of
 from lesionrt.benchmarks.roofline import Work, roofline, slab_in_volume, stack_work
-from lesionrt.benchmarks.rows import finite, relate, row_of
+from lesionrt.benchmarks.rows import STAGES, finite, relate, row_of
 from lesionrt.benchmarks.scaling import Points, scaling
 from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
+from lesionrt.runtime.chunks import default_chunk
 from lesionrt.runtime.errors import CheckpointError, UnavailableError
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.parity import TOLERANCES, compare, load_reference
@@ -307,6 +308,10 @@ class _Bench:
         answers: dict[str, list[dict[str, Any]]] = {one.case.name: [] for one in chosen}
         rounds = {one.case.name: partial(self._asked, one, "volume", answers[one.case.name]) for one in chosen}
         interleaved({name: once for name, once in rounds.items() if name in warmed}, 1)
+        for one in chosen:  # at least made ready for as many slices as a volume's pieces have
+            if one.case.name not in warmed:
+                with self._told(one):
+                    one.child.ask("stack", slices=default_chunk(*self.prepared.slices.shape[2:]), chunk=None)
         for values in answers.values():
             values.clear()
         found = interleaved(rounds, self.request.repeats, self.deadline)
@@ -314,10 +319,7 @@ class _Bench:
             if one.case.name in found:
                 kept = answers[one.case.name]
                 one.row["volume"] = asdict(spread(found[one.case.name]))
-                one.row["stages"] = {
-                    stage: None if value is None else spread([answer["stages"][stage] for answer in kept]).median
-                    for stage, value in kept[0]["stages"].items()
-                }
+                one.row["stages"] = {stage: _median([answer["stages"][stage] for answer in kept]) for stage in STAGES}
 
     def _start_again(self, running: list[_Running]) -> None:
         """The second start finds the caches that the first one filled."""
@@ -377,7 +379,7 @@ class _Bench:
             row = one.row
             device = "cpu" if "cpu" in (row["device"] or "cpu").lower() else "cuda"
             if row["skipped"] is None and device in rates:
-                done = stack_work(one.case.kind, encode, decode, self.slab)
+                done = stack_work(one.case.kind, encode, decode, self.slab, one.halo_chunk)
                 row["roofline"] = roofline(done, one.case.precision, row["slab"]["median"], rates[device])
 
     def _described(self) -> dict[str, Any]:
@@ -411,6 +413,12 @@ class _Bench:
             "threads": self.threads,
             "notes": notes,
         }
+
+
+def _median(values: list[float | None]) -> float | None:
+    """Of what could be timed; None where nothing could."""
+    known = [value for value in values if value is not None]
+    return spread(known).median if known else None
 
 
 def _write_phantom(folder: Path) -> Path:

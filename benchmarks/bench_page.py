@@ -8,12 +8,12 @@ from typing import Any
 from lesionrt.benchmarks import bench_table
 from lesionrt.benchmarks.bench_table import DASH, short
 from lesionrt.benchmarks.fit import PowerLaw
+from lesionrt.benchmarks.rows import STAGES
 from lesionrt.train.page import facts, page, table
 from lesionrt.train.plots import Frame
 
 BAR, NAMES, WIDTH = 22, 190, 620  # pixels: a bar's height, the width for names, and the whole
 STEPS = 40  # straight pieces of a curve
-STAGES = ("read", "prepare", "transfer", "compute", "restore", "write")
 SCALED = {"slices": "output slices", "chunk": "slices computed at a time", "threads": "threads", "volumes": "volumes"}
 
 

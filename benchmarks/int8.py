@@ -7,12 +7,14 @@ slices of the volumes; `--search` lets it measure which layers cost the masks mo
 the processor is faster in it. It is a trial: what does not hold :data:`LEAST_DICE` against float32 is not offered.
 """
 
+import contextlib
 import json
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import describe
 from lesionrt.runtime.backends.openvino_cpu import BEFORE, OpenvinoBackend
 from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle, load_bundle
@@ -124,16 +127,11 @@ def quantised(model: Any, volumes: list[list[Feed]], threshold: float, search: b
     )
 
 
-def measured(graph: Path, precision: str, stacks: list[Array], repeats: int) -> tuple[list[Array], float]:
-    """Probabilities of each stack, and seconds per output slice after a warm-up."""
-    seconds = []
-    with OpenvinoBackend("openvino", graph, precision, None) as backend:
-        found = [backend.infer_stack(stack, None, None) for stack in stacks]
-        for _ in range(repeats):
-            began = time.perf_counter()
-            backend.infer_stack(stacks[-1], None, None)  # compiled for its size
-            seconds.append((time.perf_counter() - began) / (len(stacks[-1]) - 2 * HALO))
-    return found, statistics.median(seconds)
+def seconds_per_slice(backend: OpenvinoBackend, stack: Array) -> float:
+    """Of the output slices of a stack, once."""
+    began = time.perf_counter()
+    backend.infer_stack(stack, None, None)
+    return (time.perf_counter() - began) / (len(stack) - 2 * HALO)
 
 
 def command(
@@ -165,16 +163,20 @@ def command(
         began = time.perf_counter()
         openvino.save_model(quantised(network, samples(network, stacks), bundle.threshold, search), path)
         took = time.perf_counter() - began
-        expected, float_s = measured(graph, "fp32", stacks, repeats)
-        seconds = {"fp32": float_s}
-        rest = "fp32"  # in which what is not quantised computes
-        if fast_bfloat16():
-            rest = "bf16"
-            seconds["bf16"] = measured(graph, "bf16", stacks, repeats)[1]
-        found, seconds["int8"] = measured(path, rest, stacks, repeats)
+        rest = "bf16" if fast_bfloat16() else "fp32"  # in which what is not quantised computes
+        ways = {"fp32": (graph, "fp32"), rest: (graph, rest), "int8": (path, rest)}
+        with contextlib.ExitStack() as opened:
+            backends = {
+                name: opened.enter_context(OpenvinoBackend("openvino", file, precision, None))
+                for name, (file, precision) in ways.items()
+            }
+            # Each is then compiled for the size of the last stack.
+            results = {name: [one.infer_stack(stack, None, None) for stack in stacks] for name, one in backends.items()}
+            turns = {name: partial(seconds_per_slice, one, stacks[-1]) for name, one in backends.items()}
+            seconds = {name: spread(values) for name, values in interleaved(turns, repeats).items()}
     scores = {
         "/".join(name.parts[-3:]): round(dice(one > bundle.threshold, other > bundle.threshold), 4)
-        for name, one, other in zip(flair, found, expected, strict=True)
+        for name, one, other in zip(flair, results["int8"], results["fp32"], strict=True)
     }
     report = {
         "model": bundle.name,
@@ -184,7 +186,7 @@ def command(
         "dice_against_fp32": scores,
         "least_dice_to_be_offered": LEAST_DICE,
         "holds": min(scores.values()) >= LEAST_DICE,
-        "s_per_slice": {name: round(value, 4) for name, value in seconds.items()},
+        "s_per_slice": {name: asdict(value) for name, value in seconds.items()},
         "not_quantised_in": rest,
         "quantising_s": round(took),
         "machine": describe(),

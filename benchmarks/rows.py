@@ -5,6 +5,7 @@ from typing import Any
 
 from lesionrt.benchmarks.cases import BASELINE, Case
 
+STAGES = ("read", "prepare", "transfer", "compute", "restore", "write")  # of a whole volume
 # The first of these that was measured and is right is what the others are compared with.
 BASELINES = (BASELINE, "window-onnx", "cpu-fp32")
 

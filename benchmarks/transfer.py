@@ -1,4 +1,7 @@
-"""The copies to a GPU and back, by themselves: compute holds them, and may hide them behind its kernels."""
+"""The copies to a GPU and back, by themselves: compute holds them, and may hide them behind its kernels.
+
+From and to pinned memory, as the engine backends copy; other cases may copy slower.
+"""
 
 import time
 
@@ -40,6 +43,7 @@ def _timed(device: Device, slices: NDArray[np.float32]) -> float:
             stream.download(back.array, memory)
             stream.synchronize()
             seconds.append(time.perf_counter() - start)
+        del stream
         for block in (there, back, memory):
             block.free()
     return min(seconds)

@@ -81,17 +81,18 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def check_new(path: Path, force: bool) -> None:
-    """Refuse to overwrite a file.
+    """Refuse to overwrite a file, and a place that takes none, before any work is done for it.
 
     Raises
     ------
     OutputError
-        If it exists and `force` is not given.
+        If it exists and `force` is not given, or cannot be written.
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder; expected a file to write")
     if path.exists() and not force:
         raise OutputError(f"{path} exists already; give --force to overwrite it, or another name")
+    check_folder(path.parent)
 
 
 def check_folder(path: Path) -> None:
