@@ -94,8 +94,8 @@ def export_bundle(
     out = out.resolve()  # a link stays and what it names is replaced; the current folder has a name too
     if out.exists() and not force:
         raise OutputError(f"{out} exists already; give --force to replace it, or another folder")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise OutputError(f"{out} exists and is no bundle; it is not replaced")
+    if out.exists():
+        _check_is_bundle(out)
     tolerances = tolerances or EXPORT_TOLERANCES
     partial = beside(out)
     try:
@@ -108,6 +108,28 @@ def export_bundle(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return rows
+
+
+def _check_is_bundle(out: Path) -> None:
+    """Refuse to replace what is no bundle, or holds somebody's other files too.
+
+    Raises
+    ------
+    OutputError
+        Naming what it holds.
+    """
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        known = {MANIFEST, *manifest["files"]} if manifest["format"] == FORMAT else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        known = set()
+    if not known:
+        raise OutputError(f"{out} exists and is no bundle; it is not replaced")
+    others = sorted(path.name for path in out.iterdir() if path.name not in known)
+    if others:
+        raise OutputError(
+            f"{out} holds more than a bundle: {', '.join(others)}; it is not replaced: move what is not in its manifest elsewhere"
+        )
 
 
 def _build(
@@ -288,4 +310,4 @@ def _replace(out: Path, partial: Path) -> None:
         except BaseException:
             old.rename(out)
             raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)  # the new one is in place, whoever still reads the old one

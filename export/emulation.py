@@ -1,17 +1,15 @@
 """bfloat16 on a CPU whose library has none: float32 arithmetic, rounded to bfloat16 after every node."""
 
-from types import TracebackType
-from typing import Any, Self
-
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from lesionrt.export.weights import read_graph
-from lesionrt.runtime.backends import Arrays, Backend
+from lesionrt.runtime.backends import Backend
 from lesionrt.runtime.backends.onnx_cpu import device
-from lesionrt.runtime.backends.onnx_session import load
+from lesionrt.runtime.backends.onnx_session import OnnxSession, load
 from lesionrt.runtime.bundle import Bundle
+from lesionrt.runtime.processor import cores
 
 EMULATED_PRECISION = "bf16"
 # What they give is among what they took: rounding it again changes nothing.
@@ -81,31 +79,20 @@ def _narrows(node: NodeProto) -> bool:
     return node.op_type == "Cast" and any(attribute.i == TensorProto.BFLOAT16 for attribute in node.attribute)
 
 
-class EmulatedSession:
+class EmulatedSession(OnnxSession):
     """An emulated bfloat16 graph in ONNX Runtime; a backend like the others."""
-
-    name = "cpu"
-    precision = EMULATED_PRECISION
 
     def __init__(self, model: ModelProto) -> None:
         ort = load()
+        self.name, self.device, self.precision = "cpu", device(), EMULATED_PRECISION
+        self.library = f"onnxruntime {ort.__version__}"
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.enable_mem_pattern = False
+        options.intra_op_num_threads = cores()
         # Optimisation would take a cast and its opposite for nothing, and there would be no rounding.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self.device, self.library = device(), f"onnxruntime {ort.__version__}"
         graph = emulated(model).SerializeToString()
-        self._session: Any = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-    def infer(self, feed: Arrays) -> dict[str, NDArray[np.float32]]:
-        """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W)."""
-        return {"lesion": self._session.run(["lesion"], dict(feed))[0]}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._session = None
+        self._session = ort  # until there is one: what fails is told as while it computes
+        with self.failures():
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -65,7 +65,8 @@ def product_ranges(network: Network, slices: NDArray[np.float32]) -> list[Produc
                 y = F.interpolate(factors.pop("squeeze"), scale_factor=2.0, mode="nearest")
                 r = factors.pop("residual")
                 in_half = y.half() * r.half() + y.half()
-                largest[name] = max(largest.get(name, 0.0), float((y * r).abs().max()))
+                # Python's own would drop a product that is not a number.
+                largest[name] = float(np.maximum(largest.get(name, 0.0), float((y * r).abs().max())))
                 finite[name] = finite.get(name, True) and bool(torch.isfinite(in_half).all())
 
             for handle in (

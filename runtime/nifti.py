@@ -12,14 +12,19 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import VolumeError
 
 SUFFIXES = (".nii.gz", ".nii")
 GZIP_MOST = 1032  # deflate cannot compress further than this ratio
 BLOCK = 1 << 22  # bytes inflated at a time
+START = 1 << 16  # bytes that hold the header, compressed or not
+LARGEST_FIELD_MM = 512.0  # no head is that long: a wrong voxel size, which would also need the memory
+SMALLEST_FIELD_MM = 1.0  # as when sizes are in metres
 MOST_FORM_CODE = 5  # of qform and sform (nifti1.h)
 
 # What a header check mends and logs is looked at here instead, and told as a warning or an error.
@@ -55,12 +60,43 @@ def stored_bytes(path: Path) -> bytes:
     if stem_of(path.name) is None:
         raise VolumeError("not a NIfTI file by its name; expected .nii or .nii.gz (convert DICOM with dcm2niix)")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise VolumeError("the file is empty (0 bytes); copy it again from its source")
+            _check_start(file.read(START), size, path.name.lower().endswith(".gz"))
+            file.seek(0)
+            return file.read()
     except OSError as error:
         raise VolumeError(f"cannot be read ({error.strerror})") from error
-    if not content:
-        raise VolumeError("the file is empty (0 bytes); copy it again from its source")
-    return content
+
+
+def _check_start(start: bytes, size: int, compressed: bool) -> None:
+    """What the header alone tells, before a large file that cannot be used is read."""
+    if compressed:
+        try:
+            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, nib.Nifti2Header.sizeof_hdr)
+        except zlib.error:
+            return  # told with the whole
+        size *= GZIP_MOST
+    _expected_length(start, size)
+    header = _header(start)
+    check_header(header)
+    by_sform = int(header["sform_code"]) > 0
+    with np.errstate(all="ignore"):
+        sizes = voxel_sizes(header.get_sform()) if by_sform else np.asarray(header["pixdim"][1:4], np.float64)
+    if np.isfinite(sizes).all() and sizes.min() > 0:  # else told with the affine
+        check_field(sizes, _shape(header)[:3])
+
+
+def check_field(voxel_mm: NDArray[np.float64], shape: tuple[int, ...]) -> None:
+    """Refuse what cannot be a head by its size; `shape` in voxels."""
+    field_mm = voxel_mm * shape
+    if not SMALLEST_FIELD_MM <= field_mm.max() <= LARGEST_FIELD_MM:
+        raise VolumeError(
+            f"the field of view is {'x'.join(f'{size:g}' for size in field_mm.round(3))} mm; expected {SMALLEST_FIELD_MM:g} to "
+            f"{LARGEST_FIELD_MM:g} mm: mend the voxel size in the header"
+        )
 
 
 def _inflated(stored: bytes) -> bytes:

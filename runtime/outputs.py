@@ -195,7 +195,7 @@ def check_free(job: Job) -> None:
         Naming the first output that exists.
     """
     for target in job.targets.values():
-        if target.exists():
+        if os.path.lexists(target):  # a link to content that is not fetched is a result too
             raise OutputError(f"{job.flair}: {target} exists already; give --force to overwrite, or another folder")
 
 

@@ -62,7 +62,9 @@ def _tile(grey: NDArray[np.float32], mask: NDArray[np.bool_], size: tuple[int, i
     """One slice (L, P), with its lesions outlined and its sides named."""
     width, height = size
     tile = Image.fromarray((grey.T * BRIGHTEST).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
-    large = np.asarray(Image.fromarray(mask.T).resize(size, Image.Resampling.NEAREST))
+    # Where a slice is shrunk, nearest neighbours would drop whole rows, and small lesions with them.
+    way = Image.Resampling.BOX if width < mask.shape[0] or height < mask.shape[1] else Image.Resampling.NEAREST
+    large = np.asarray(Image.fromarray(mask.T.astype(np.uint8) * 255).resize(size, way)) > 0
     pixels = np.array(tile)
     pixels[large & ~scipy.ndimage.binary_erosion(large)] = RED
     tile = Image.fromarray(pixels)

@@ -13,10 +13,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import VolumeError
-from lesionrt.runtime.nifti import check_header, check_shape, parse, stored_bytes
+from lesionrt.runtime.nifti import check_field, check_header, check_shape, parse, stored_bytes
 
-LARGEST_FIELD_MM = 512.0  # no head is that long: a wrong voxel size, which would also need the memory
-SMALLEST_FIELD_MM = 1.0  # as when sizes are in metres
 LARGEST_VALUE = 1e30  # beyond it float32 arithmetic overflows
 SHEAR_TOLERANCE = 1e-3  # cosine between two array axes
 GRID_TOLERANCE_MM = 0.1  # by how much two affines may place a corner of one grid apart
@@ -130,6 +128,7 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
     check_header(image.header)
     notices: list[str] = []
     affine = _checked_affine(image, notices)
+    check_field(voxel_sizes(affine), image.shape[:3])
     dtype: np.dtype[Any] = image.dataobj.dtype  # type: ignore[attr-defined]
     if dtype.kind not in "iuf":
         kind = "RGB colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
@@ -140,18 +139,14 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
     except (HeaderDataError, ValueError, OSError, EOFError, zlib.error) as error:
         raise VolumeError(f"the voxels cannot be read ({error})") from error
     _check_values(data)
-    field_mm = voxel_sizes(affine) * data.shape
-    if not SMALLEST_FIELD_MM <= field_mm.max() <= LARGEST_FIELD_MM:
-        raise VolumeError(
-            f"the field of view is {_by(field_mm)} mm; expected {SMALLEST_FIELD_MM:g} to {LARGEST_FIELD_MM:g} mm: "
-            "mend the voxel size in the header"
-        )
     # The header alone is kept: the voxels are in `data`.
     bare = type(image)(np.broadcast_to(np.float32(0), image.shape), image.affine, image.header)
     return Volume(name, data, affine, bare, digest, tuple(notices))
 
 
 def _checked_affine(image: nib.Nifti1Image, notices: list[str]) -> NDArray[np.float64]:
+    if image.affine is None:
+        raise VolumeError("has no affine; give one: nibabel.Nifti1Image(data, affine)")
     affine = np.asarray(image.affine, np.float64)
     axes = affine[:3, :3]
     with np.errstate(all="ignore"):

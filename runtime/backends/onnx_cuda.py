@@ -1,5 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU."""
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 from lesionrt.runtime.backends import Backend, Probe
@@ -44,5 +46,6 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
 def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None) -> Backend:
     """Load a bundle's graph."""
     # CUDA and cuDNN come as Python packages with the `gpu` extra; ONNX Runtime must be told to load them.
-    load().preload_dlls()
+    with redirect_stdout(sys.stderr):  # it prints what it does not find
+        load().preload_dlls()
     return OnnxSession(name, gpus()[0], bundle.graph(precision), precision, (PROVIDER, OPTIONS), threads)

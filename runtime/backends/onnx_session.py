@@ -99,6 +99,13 @@ class OnnxSession:
                     f"{graph}: ONNX Runtime {ort.__version__} does not compute {precision} on {device} ({_first_line(error)}); "
                     "export the model again with --precision fp32 as well"
                 ) from error
+            if (
+                wanted != "CPUExecutionProvider"
+            ):  # a GPU that is full or hidden; a damaged graph is found on the CPU too
+                raise UnavailableError(
+                    f"ONNX Runtime {ort.__version__} does not start with {wanted} on {device} ({_first_line(error)}); "
+                    "see `lesionrt doctor`, or choose --backend cpu"
+                ) from error
             raise BundleError(
                 f"{graph}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})"
             ) from error

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +29,19 @@ def probe(name: str) -> Probe:
     """Whether it can run here."""
     if find_spec("openvino") is None:
         return Probe(name, "openvino", device(), "OpenVINO is not installed", "Run: pip install 'lesionrt[openvino]'")
-    library = f"openvino {version('openvino')}"
     try:
         _core()
     except UnavailableError as error:
-        return Probe(name, library, device(), str(error), "Run: pip install --force-reinstall openvino")
-    return Probe(name, library, device())
+        return Probe(name, _library(), device(), str(error), "Run: pip install --force-reinstall openvino")
+    return Probe(name, _library(), device())
+
+
+def _library() -> str:
+    """With its version, where it came as the package of that name."""
+    try:
+        return f"openvino {version('openvino')}"
+    except PackageNotFoundError:
+        return "openvino"
 
 
 def slower_because() -> str | None:
@@ -78,7 +85,7 @@ class OpenvinoBackend:
 
     def __init__(self, name: str, graph: Path, precision: str, threads: int | None) -> None:
         self.name, self.device, self.precision = name, device(), precision
-        self.library = f"openvino {version('openvino')}"
+        self.library = _library()
         self._options = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -192,10 +199,10 @@ def _core() -> Any:
         If it is installed and does not load.
     """
     try:
-        import openvino
+        from openvino import Core
     except (ImportError, OSError) as error:
         raise UnavailableError(f"OpenVINO is installed but cannot be loaded ({_last_line(error)})") from error
-    return openvino.Core()
+    return Core()
 
 
 def _has_bfloat16() -> bool:

@@ -1,6 +1,7 @@
 """Options that several verbs share, and what they need of their library."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ def check_new(path: Path, force: bool) -> None:
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder; expected a file to write")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise OutputError(f"{path} exists already; give --force to overwrite it, or another name")
     check_folder(path.parent)
 

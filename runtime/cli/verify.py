@@ -93,11 +93,14 @@ def command(
         _bisect(loaded, known, precision, bisect_tolerance, as_json)
         return
     plan = _plan(loaded, backend, precision)
+    bounds = {
+        name: tolerances(TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped)
+        for name, precisions in plan.precisions.items()
+    }
     known = _reference(loaded, reference, flair, save_reference)
     rows = []
-    for name, precisions in plan.precisions.items():
-        bounds = tolerances(TOLERANCES, precisions, max_difference, percentile_difference, min_dice, max_flipped)
-        compared, left_out = verify(loaded, known, name, bounds, _open)
+    for name, by_precision in bounds.items():
+        compared, left_out = verify(loaded, known, name, by_precision, _open)
         rows += compared
         plan.left_out.update(left_out)
     passed = not any(row["findings"] for row in rows)

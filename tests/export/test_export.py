@@ -18,7 +18,7 @@ from lesionrt.export.graph import export_graph, with_one_input_channel
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.stream import Stream, export_stream_graph
 from lesionrt.runtime.backends.onnx_stream import OnnxStream
-from lesionrt.runtime.bundle import MANIFEST
+from lesionrt.runtime.bundle import FORMAT, MANIFEST
 from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.errors import OutputError
 from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -26,6 +26,7 @@ from lesionrt.train.model import Network, NetworkConfig, SqueezeAttention, windo
 from lesionrt.train.untrained import untrained_checkpoint
 
 Run = Callable[..., Any]
+OLD = json.dumps({"format": FORMAT, "files": {}})  # of a bundle that is to be replaced
 LEAST = NetworkConfig(growth_rate=4, layers=1, levels=1, first_channels=8, attention=False, convlstm=False)
 
 
@@ -122,12 +123,12 @@ def test_out_of_tolerance_leaves_the_numbers_and_the_old_bundle(
 ) -> None:
     bundle = tmp_path / "b"
     bundle.mkdir()
-    (bundle / MANIFEST).write_text("old")
+    (bundle / MANIFEST).write_text(OLD)
     result = run("export", least_checkpoint, "-o", bundle, "--force", "--max-difference", "0", code=5)
     assert "maximum difference" in result.stderr
     assert "is over 0" in result.stderr
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["b", f"b/{MANIFEST}"]
-    assert (bundle / MANIFEST).read_text() == "old"
+    assert (bundle / MANIFEST).read_text() == OLD
 
 
 def test_what_exists_is_replaced_only_by_force_and_only_if_it_is_a_bundle(
@@ -137,15 +138,24 @@ def test_what_exists_is_replaced_only_by_force_and_only_if_it_is_a_bundle(
     bundle.mkdir()
     assert "--force" in run("export", least_checkpoint, "-o", bundle, code=3).stderr
     (bundle / "notes.txt").write_text("mine")
-    assert "is no bundle" in run("export", least_checkpoint, "-o", bundle, "--force", code=3).stderr
-    assert (bundle / "notes.txt").read_text() == "mine"
+    # A web application has a file of that name too; and to a bundle somebody's notes may have been added.
+    for manifest, problem in (
+        (None, "is no bundle"),
+        ('{"name": "page"}', "is no bundle"),
+        (OLD, "more than a bundle: notes"),
+    ):
+        if manifest is not None:
+            (bundle / MANIFEST).write_text(manifest)
+        with pytest.raises(OutputError, match=problem):
+            export_bundle(untrained_checkpoint(LEAST), "0" * 64, bundle, ["fp32"], force=True)
+        assert (bundle / "notes.txt").read_text() == "mine"
 
 
 @pytest.fixture
 def old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle that is to be replaced; the new one is a file that says so."""
     (tmp_path / "v1").mkdir()
-    (tmp_path / "v1" / MANIFEST).write_text("old")
+    (tmp_path / "v1" / MANIFEST).write_text(OLD)
     monkeypatch.setattr("lesionrt.export.bundle._build", lambda *given: (given[2] / MANIFEST).write_text("new"))
     return tmp_path / "v1"
 
@@ -171,7 +181,7 @@ def test_a_bundle_that_cannot_be_replaced_is_put_back(old_bundle: Path, monkeypa
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OutputError, match=r"cannot be written .No space left"):
         export_bundle(untrained_checkpoint(LEAST), "0" * 64, old_bundle, ["fp32"], force=True)
-    assert (old_bundle / MANIFEST).read_text() == "old"
+    assert (old_bundle / MANIFEST).read_text() == OLD
     assert [path.name for path in old_bundle.parent.iterdir()] == ["v1"]
 
 

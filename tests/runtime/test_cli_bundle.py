@@ -91,7 +91,7 @@ def test_inspect_shows_the_manifest_and_whole_checksums(run: Run, tiny_bundle: P
         assert f"{name}, {path.stat().st_size} bytes, sha256 {sha256(path)}: ok" in shown
     assert sha256(tiny_bundle / MANIFEST) in shown
     assert sha256(tiny_checkpoint) in shown
-    for text in ("UNTRAINED", "growth_rate 4", "normalisation brain-quartile-z", "threshold    0.5", "opset        18"):
+    for text in ("UNTRAINED", "growth_rate 4", "normalisation brain-quartile-z", "threshold    0.5", "opset        fp32 18, fp16 18, bf16 22"):
         assert text in shown
     found = json.loads(run("inspect", tiny_bundle, "--json").stdout)
     assert found["manifest"] == json.loads((tiny_bundle / MANIFEST).read_text())
@@ -111,7 +111,7 @@ def test_damaged_file_of_a_bundle_is_named_and_not_used(
     damage(bundle / name, how)
     shown = run("inspect", bundle, code=3).stdout
     assert re.search(rf"{name}.*: (its sha256 is [0-9a-f]{{64}}|has \d+ bytes|missing|leads out of the bundle)", shown)
-    assert shown.count(": ok\n") == 4
+    assert shown.count(": ok\n") == 5
     assert list(json.loads(run("inspect", bundle, "--json", code=3).stdout)["damaged"]) == [name]
     assert str(bundle / name) in one_error(run("verify", bundle, "--backend", "cpu", code=3))
     if name in (GRAPH, BLOCKED):
@@ -175,7 +175,7 @@ def test_manifest_without_an_entry_is_one_clear_error(run: Run, bundle: Path, pa
         ({"graphs": {}}, "names no graph"),
         ({"graphs": {"fp32": "other.onnx"}}, "'other.onnx', of which it has no sha256"),
         ({"graphs": [GRAPH]}, ""),
-        ({"stream_graphs": {"bf16": STREAM}}, "expected a file for some of fp32, fp16"),
+        ({"stream_graphs": {"tf32": STREAM}}, "expected a file for some of fp32, fp16, bf16"),
         ({"stream_graphs": {"fp32": "other.onnx"}}, "'other.onnx', of which it has no sha256"),
         ({"stream_graphs": [STREAM]}, "stream_graphs"),
         ({"blocked_graphs": {"fp32": "other.onnx"}}, "'other.onnx', of which it has no sha256"),
@@ -282,7 +282,7 @@ def test_verify_of_nothing_is_no_success(run: Run, bundle: Path, torchless: dict
 
 def test_verify_out_of_tolerance_is_exit_code_5_with_the_numbers(run: Run, tiny_bundle: Path) -> None:
     shown = run("verify", tiny_bundle, "--backend", "cpu", "--max-difference", 0, code=5).stdout
-    assert len(re.findall(r"out of tolerance: maximum difference \S+ is over 0\n", shown)) == 2
+    assert len(re.findall(r"out of tolerance: maximum difference \S+ is over 0\n", shown)) == 3
     assert "OUT OF tolerance" in shown
     answer = json.loads(run("verify", tiny_bundle, "--percentile-difference", 0, "--json", code=5).stdout)
     assert answer["passed"] is False
@@ -323,6 +323,7 @@ def test_verify_compares_with_pytorch_on_a_volume_and_keeps_that_for_others(
         (["--bisect", "--bisect-tolerance", "inf"], 2),
         (["--min-dice", "2"], 2),
         (["--backend", "abacus"], 2),
+        (["--input", "f.nii", "--reference", "no.pt", "--save-reference", "/proc/x.npz"], 3),  # which takes no files
         (["--reference", "no.npz"], 3),
         (["--reference", "no.pt"], 3),
     ],

@@ -1,12 +1,15 @@
 """What ONNX Runtime's failures become."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lesionrt.runtime.backends import onnx_cuda, onnx_session
 from lesionrt.runtime.backends.onnx_session import OnnxSession
+from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.errors import UnavailableError, UsageError
 
 FEED = {"slices": np.zeros((3, 1, 4, 4), np.float32)}
@@ -41,6 +44,28 @@ def test_a_smaller_chunk_is_advised_where_memory_is_missing(words: str, chunk: b
     with pytest.raises(UnavailableError, match="failed on CPU") as caught:
         session(Failing(words)).infer(FEED)
     assert ("--chunk" in str(caught.value)) is chunk
+
+
+def test_a_gpu_that_does_not_start_is_no_fault_of_the_bundle(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So `auto` goes on to the CPU; and what the library prints of it stays out of the JSON on stdout."""
+
+    def start(*_: Any, **options: Any) -> Any:
+        if options["providers"][0][0] == onnx_cuda.PROVIDER:
+            raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+
+    library = SimpleNamespace(
+        **{"__version__": "1", "SessionOptions": SimpleNamespace, "InferenceSession": start},
+        preload_dlls=lambda: print("Failed to load libcublasLt"),
+    )
+    for module in (onnx_session, onnx_cuda):
+        monkeypatch.setattr(module, "load", lambda: library)
+    monkeypatch.setattr(onnx_cuda, "gpus", lambda: ["a GPU"])
+    with pytest.raises(UnavailableError, match="does not start with CUDAExecutionProvider on a GPU"):
+        onnx_cuda.open_backend("cuda", load_bundle(tiny_bundle), "fp32", None)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "Failed to load libcublasLt\n")
 
 
 def test_a_closed_session_says_so() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,15 @@ def test_a_bundle_without_the_graph_that_keeps_the_state_is_left_to_others(tiny_
     assert "not openvino: the bundle has no fp32 graph that keeps the state" in why
     with pytest.raises(UnavailableError, match="Export it again with --precision fp32"):
         choose("openvino", bundle)
+
+
+def test_a_library_that_did_not_come_as_a_package_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(openvino_cpu, "version", version)
+    found = openvino_cpu.probe("openvino")
+    assert (found.library, found.problem) == ("openvino", None)
 
 
 def test_a_closed_one_says_so(tiny_bundle: Path, slices: Slices) -> None:

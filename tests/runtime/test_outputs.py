@@ -273,6 +273,13 @@ def test_what_another_run_wrote_in_the_meantime_stays(result: Segmentation, job:
     assert files(job.targets[kind].parent) == {job.targets[kind].name: b"of another run"}
 
 
+def test_a_result_whose_content_is_elsewhere_stays(result: Segmentation, job: Job) -> None:
+    job.targets["mask"].symlink_to("annexed")  # which is not fetched
+    with pytest.raises(OutputError, match="exists already; give --force"):
+        write_results(result, job)
+    assert job.targets["mask"].is_symlink()
+
+
 def test_a_folder_in_place_of_a_result_is_found_before_anything_is_replaced(result: Segmentation, job: Job) -> None:
     job.targets["mask"].write_bytes(b"old")
     job.targets["overlay"].mkdir()

@@ -214,6 +214,27 @@ def test_a_gzip_file_that_inflates_beyond_its_header_is_not_inflated_to_the_end(
 
 
 @pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"dim": [4, 100, 100, 100, 100, 1, 1, 1]}, "more than one volume"),
+        ({"dim": [3, 1000, 1000, 100, 1, 1, 1, 1]}, "field of view is 2000x1000x300 mm"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_large_file_that_cannot_be_used_is_refused_by_its_header_alone(
+    tmp_path: Path, fields: dict[str, object], problem: str, suffix: str
+) -> None:
+    path = written(tmp_path / f"a{suffix}", nifti(**fields) + bytes(200_000_000))
+    with at_most(5e6), pytest.raises(VolumeError, match=rf"^{path}: .*{problem}"):
+        read_flair(path)
+
+
+def test_a_field_of_view_is_taken_from_the_affine_that_is_used(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.nii", nifti(qform_code=0, pixdim=[1, 1000, 1000, 1000, 0, 0, 0, 0]))
+    assert "sform is used" in read_volume(path).warnings[0]
+
+
+@pytest.mark.parametrize(
     ("given", "problem"),
     [
         (image(DATA[0]), "2-D"),
@@ -223,6 +244,7 @@ def test_a_gzip_file_that_inflates_beyond_its_header_is_not_inflated_to_the_end(
         (image(DATA * 0), "empty"),
         (image(qform=0, sform=0), "codes are both 0"),
         (nib.Nifti1Image(DATA, [[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "sheared"),
+        (nib.Nifti1Image(DATA, None, image().header), "has no affine"),
         (DATA, "ndarray was given; expected a path or a nibabel NIfTI image"),
     ],
 )
