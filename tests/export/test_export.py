@@ -76,7 +76,7 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Path, tiny_checkpoint
         "smoothing_mm": 0.0,
         "size_multiple": 4,
     }
-    assert (manifest["threshold"], manifest["opset"]) == (0.5, 18)
+    assert (manifest["threshold"], manifest["opset"]) == (0.5, 22)
     assert {"lesionrt", "torch", "onnx", "onnxscript", "numpy"} == set(manifest["versions"])
     digest = sha256(tiny_checkpoint.read_bytes()).hexdigest()
     assert manifest["checkpoint"]["sha256"] == digest
@@ -100,7 +100,7 @@ def test_parity_was_measured_at_three_stacks_and_two_sizes(tiny_bundle: Path) ->
         for size in sizes
         for name in ("stream_fp32.onnx", "blocked_fp32.onnx")
     }
-    whole = {(p, f"{n} output slices of {s}") for p in ("fp32", "fp16") for n in (1, 2, 6) for s in sizes}
+    whole = {(p, f"{n} output slices of {s}") for p in ("fp32", "fp16", "bf16") for n in (1, 2, 6) for s in sizes}
     assert measured == whole | streamed
     fp32 = [row for row in manifest["parity"] if row["precision"] == "fp32"]
     assert all(row["comparison"]["max_difference"] <= row["tolerance"]["maximum"] == 1e-4 for row in fp32)

@@ -91,7 +91,13 @@ def test_inspect_shows_the_manifest_and_whole_checksums(run: Run, tiny_bundle: P
         assert f"{name}, {path.stat().st_size} bytes, sha256 {sha256(path)}: ok" in shown
     assert sha256(tiny_bundle / MANIFEST) in shown
     assert sha256(tiny_checkpoint) in shown
-    for text in ("UNTRAINED", "growth_rate 4", "normalisation brain-quartile-z", "threshold    0.5", "opset        fp32 18, fp16 18, bf16 22"):
+    for text in (
+        "UNTRAINED",
+        "growth_rate 4",
+        "normalisation brain-quartile-z",
+        "threshold    0.5",
+        "opset        fp32 18, fp16 18, bf16 22",
+    ):
         assert text in shown
     found = json.loads(run("inspect", tiny_bundle, "--json").stdout)
     assert found["manifest"] == json.loads((tiny_bundle / MANIFEST).read_text())

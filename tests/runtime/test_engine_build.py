@@ -269,10 +269,14 @@ def test_a_float16_graph_that_is_in_truth_float32_is_an_error(tiny_bundle: Path,
     assert engines_of(load_bundle(bundle).manifest) == []
 
 
-def test_a_missing_precision_names_the_command_that_makes_it(tiny_bundle: Path, run: Run) -> None:
-    error = run("engine", "build", tiny_bundle, *SMALL, "--precision", "bf16", code=3).stderr
+def test_a_missing_precision_names_the_command_that_makes_it(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["graphs"]["bf16"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    error = run("engine", "build", bundle, *SMALL, "--precision", "bf16", code=3).stderr
     assert "has no bf16 graph, only fp32, fp16" in error
-    assert f"lesionrt export CHECKPOINT -o {tiny_bundle} --precision fp32 --precision fp16 --precision bf16" in error
+    assert f"lesionrt export CHECKPOINT -o {bundle} --precision fp32 --precision fp16 --precision bf16" in error
 
 
 @pytest.mark.parametrize(
