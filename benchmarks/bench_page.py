@@ -75,7 +75,8 @@ def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     size = "×".join(map(str, volume["height_width"]))
     yield "checkpoint", report["checkpoint"] or "none"
     yield "volume", f"{volume['name']}: {volume['slices']} slices of {size} (sha256 {volume['sha256'][:12]}…)"
-    yield "kind", f"{'quick' if report['quick'] else 'full'}, took {report['elapsed_s'] / 60:.1f} min"
+    took = f", took {report['elapsed_s'] / 60:.1f} min" if "elapsed_s" in report else ""  # not in older results
+    yield "kind", f"{'quick' if report['quick'] else 'full'}{took}"
 
 
 def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:

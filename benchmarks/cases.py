@@ -21,7 +21,7 @@ NOT_OFFERED = {
     (
         "openvino",
         "int8",
-    ): "its masks do not hold Dice 0.99 against float32; `python -m lesionrt.benchmarks.int8` tries it",
+    ): "the default model's masks do not hold Dice 0.99 against float32; `python -m lesionrt.benchmarks.int8` tries it",
 }
 
 

@@ -4,7 +4,8 @@
 
 Needs `pip install nncf` beside the package with its extra `openvino`. NNCF quantises the graph that OpenVINO runs, calibrated on
 slices of the volumes; `--search` lets it measure which layers cost the masks most and leave those as they were, in bfloat16 where
-the processor is faster in it. It is a trial: what does not hold :data:`LEAST_DICE` against float32 is not offered.
+the processor is faster in it: half an hour on 2 cores for one ranking of the full network's layers, and it may rank them several
+times. It is a trial: what does not hold :data:`LEAST_DICE` against float32 is not offered.
 """
 
 import contextlib

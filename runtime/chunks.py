@@ -9,9 +9,9 @@ from lesionrt.runtime.backends import Backend, StreamingBackend
 from lesionrt.runtime.errors import ParityError
 from lesionrt.runtime.prepare import HALO
 
-# Pixels that enter the network at a time: 8 slices of 160x192 or 4 of 256x256. Memory grows with it (1 GB in ONNX
-# Runtime on the CPU); a backend that streams computes no more with fewer. Measured in OpenVINO, bfloat16, slices of 160x192 on
-# 2 cores: 0.21, 0.195, 0.19, 0.18 and 0.18 s a slice at 2, 4, 6, 8 and 12 at a time, with 0.50 to 1.1 GB.
+# Pixels that enter the network at a time: 8 slices of 160x192 or 4 of 256x256. Memory grows with it: in ONNX Runtime on the
+# CPU 0.6, 0.8, 1.0 and 1.7 GB at 2, 4, 8 and 16 slices of 160x160. A backend that streams computes no more with fewer, and took
+# the same time at each of these (benchmarks/results/changes-2-core-epyc.json); one that does not needs large chunks.
 BUDGET = 4 * 256 * 256
 
 

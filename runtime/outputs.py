@@ -33,7 +33,8 @@ _BIDS = {
     "mask": "_desc-lesions_mask.nii.gz",
 }
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[0-9A-Za-z]+(_[a-z]+-[0-9A-Za-z+]+)*)_(?P<suffix>[0-9A-Za-z]+)")
-# A real mask of 7 MB: 10 ms and 69 KB at level 1, 23 ms and 31 KB at 6, 87 ms and 26 KB at 9.
+# A real mask of 7 MB: 23 ms and 34 KB at level 1, 39 ms and 9.0 KB at 6, 48 ms and 8.5 KB at 9
+# (benchmarks/results/changes-2-core-epyc.json).
 GZIP_LEVEL = 6
 
 

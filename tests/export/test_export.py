@@ -81,7 +81,13 @@ def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Path, tiny_checkpoint
     digest = sha256(tiny_checkpoint.read_bytes()).hexdigest()
     assert manifest["checkpoint"]["sha256"] == digest
     streams = {"stream_fp32.onnx", "blocked_fp32.onnx"}
-    assert set(manifest["files"]) == {"model_fp32.onnx", "model_fp16.onnx", "reference.npz", *streams}
+    assert set(manifest["files"]) == {
+        "model_fp32.onnx",
+        "model_fp16.onnx",
+        "model_bf16.onnx",
+        "reference.npz",
+        *streams,
+    }
     assert manifest["stream_graphs"] == {"fp32": "stream_fp32.onnx"}
     assert manifest["blocked_graphs"] == {"fp32": "blocked_fp32.onnx"}
     for name, entry in manifest["files"].items():
