@@ -127,6 +127,12 @@ def check_dataset(dataset: Path, scans: Sequence[Scan]) -> DatasetCheck:
     """Read every scan of a data set and look at all of them together."""
     checks = [check_scan(scan) for scan in scans]
     errors = patients_in_two_splits(scans)
+    splits = {scan.name: scan.split or "train" for scan in scans}
+    errors += [
+        f"{' and '.join(names)} are the same image and stand in different splits: take it out of one"
+        for names in _users((check.flair_sha256, check.name) for check in checks)
+        if len({splits[name] for name in names}) > 1
+    ]
     if all(check.lesion_ml == 0 for check in checks):
         errors.append("no mask holds a lesion: there is nothing to learn")
     return DatasetCheck(str(dataset), checks, errors, _warnings(scans, checks), _folds(scans, checks))

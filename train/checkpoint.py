@@ -18,8 +18,6 @@ from lesionrt.train.model import Network, NetworkConfig
 
 FORMAT = "lesionrt checkpoint"
 VERSION = 1
-# A configuration from a file is built without memory first, to compare shapes; these bound the time which that takes.
-LARGEST = {"levels": 8, "layers": 64}
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,6 @@ def _check_state(network: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     if other:
         raise ValueError(f"entry {other[0]!r} of its state is no named tensor; save the checkpoint again")
     config = NetworkConfig(**network)
-    for name, largest in LARGEST.items():
-        if getattr(config, name) > largest:
-            raise ValueError(f"network configuration: {name} is {getattr(config, name)}; expected at most {largest}")
     with torch.device("meta"):
         Network(config).load_state_dict(state, assign=True)  # lists every key that differs
 

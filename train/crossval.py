@@ -174,6 +174,13 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
     for scan in (*scans, *others):  # before hours of training
         read_pair(scan)
     known = {flair: name for name, (flair, _) in content["scans"].items()}
+    patients = {scan.name: scan.patient for scan in scans}
+    for name, (flair, _) in content["scans"].items():
+        if patients[name] != patients[known[flair]]:
+            raise DatasetError(
+                f"{known[flair]} and {name} are the same image, byte for byte, of two patients: each would be tested by a model that "
+                "learned from it; take one of them out of the table"
+            )
     both = [f"{name} is {known[flair]}" for name, (flair, _) in content["others"].items() if flair in known]
     if both:
         raise DatasetError(

@@ -18,6 +18,8 @@ from lesionrt.runtime.errors import CheckpointError
 WINDOW = 3  # consecutive slices (paper, section 3.3)
 CLASSES = 2  # background, lesion
 GATES = 4  # input, forget, output, cell
+# A configuration from a file is built without memory first, to compare shapes; these bound the time which that takes.
+LARGEST = {"levels": 8, "layers": 64}
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class NetworkConfig:
                 raise CheckpointError(
                     f"network configuration: {name} is {value!r}; expected a whole number of at least 1"
                 )
+            if value > LARGEST.get(name, value):
+                raise CheckpointError(f"network configuration: {name} is {value}; expected at most {LARGEST[name]}")
         for name in ("attention", "convlstm"):
             if type(getattr(self, name)) is not bool:
                 raise CheckpointError(

@@ -41,6 +41,8 @@ def enough_memory(remedy: str) -> Iterator[None]:
     """
     try:
         yield
+    except UnavailableError:  # a RuntimeError too, which says more
+        raise
     except RuntimeError as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -112,6 +112,12 @@ class Run:
             try:
                 stored = json.loads(path.read_text(encoding="utf-8"))
                 changed = [key for key in content if stored[key] != content[key]]
+                # The samples follow the order of the scans.
+                changed += [
+                    f"order of scans in {key}"
+                    for key in ("train", "validation")
+                    if key not in changed and [*stored[key]] != [*content[key]]
+                ]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise OutputError(f"{path}: no run to resume ({error}); start it without --resume") from error
             if changed:
@@ -248,9 +254,8 @@ class Run:
         best = max((old.get("validation_dice", -1.0) for old in self.history), default=-1.0)
         self.history.append(row)
         self.totals = _no_totals()
-        if self.rank == 0 and self.recipe.keep == "best" and row["validation_dice"] > best:
-            write_atomically({self.out / BEST: _saved(self.result.state_dict())})
-        self._save_state()
+        better = self.recipe.keep == "best" and row["validation_dice"] > best
+        self._save_state({self.out / BEST: _saved(self.result.state_dict())} if better and self.rank == 0 else {})
         if self.rank:
             return
         write_atomically(
@@ -272,6 +277,8 @@ class Run:
                 centres = torch.arange(1, len(scan.slices) - 1)
                 if self.recipe.sampling == "windows":
                     centres = torch.from_numpy(scan.lesion_slices)
+                if not len(centres):  # of which split() would give one empty part
+                    continue
                 stack, lesions = torch.from_numpy(scan.slices).float(), torch.from_numpy(scan.lesions).float()
                 for part in centres.split(VALIDATION_SLICES):
                     if self.recipe.sampling == "windows":
@@ -285,7 +292,8 @@ class Run:
                     totals += torch.tensor([(found * target).sum(), found.sum(), target.sum()], dtype=torch.float64)
                     smoothing, weight = self.recipe.dice_smoothing, self.recipe.cross_entropy
                     losses.append(float(loss_of(logits, target, smoothing, weight, whole=True)))
-        return {"validation_loss": sum(losses) / len(losses), "validation_dice": _dice(totals)}
+        loss = sum(losses) / len(losses) if losses else math.nan  # windows, and no lesion in any of the scans
+        return {"validation_loss": loss, "validation_dice": _dice(totals)}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         half = self.recipe.precision == "bfloat16" or (self.recipe.precision == "auto" and has_bfloat16(self.device))
@@ -298,7 +306,8 @@ class Run:
             dist.all_reduce(signum, op=dist.ReduceOp.MAX)
         return int(signum)
 
-    def _save_state(self) -> None:
+    def _save_state(self, together: Mapping[Path, bytes] | None = None) -> None:
+        """Write the state, and what belongs to the same step."""
         totals = self.totals.clone()
         if self.world > 1:
             dist.all_reduce(totals)
@@ -314,7 +323,7 @@ class Run:
             "history": self.history,
             "totals": totals,
         }
-        write_atomically({self.out / STATE: _saved(state)})
+        write_atomically({**(together or {}), self.out / STATE: _saved(state)})
 
     def load_state(self) -> None:
         """Continue where the state file was written."""

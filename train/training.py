@@ -9,15 +9,16 @@ import torch.distributed as dist
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import DatasetError, OutputError
 from lesionrt.runtime.files import sha256
-from lesionrt.runtime.volume import GRID_TOLERANCE_MM
 from lesionrt.train.augment import Lesions, read_lesions
 from lesionrt.train.cache import PreparedScan, contents, load_scan
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.dataset import Scan
-from lesionrt.train.processes import processes
+from lesionrt.train.processes import enough_memory, processes
 from lesionrt.train.recipe import Recipe
 from lesionrt.train.run import RUN, Progress, Run, Say
 from lesionrt.train.samples import Slabs, Windows
+
+SAME_DICE = 0.9  # of two masks from which on they are of the same lesions: two people's share no such place
 
 
 def train(
@@ -93,11 +94,17 @@ def train(
         raise DatasetError(
             "recipe: frozen_norms is 1, but a new network's norms have no statistics yet; give a checkpoint with --start"
         )
-    with processes() as (rank, world, device):
+    _check_images(train_scans, [*validation_scans, *left_out])
+    with processes() as (rank, world, device), enough_memory("a GPU without other programs, or a smaller recipe"):
         run = Run(recipe, out, rank, world, device)
         initial = None if start is None else load_checkpoint(start)
         if initial is not None:
             run.start_from(initial)
+            if initial.model.trained and (validation_scans or left_out):
+                say(
+                    f"note: {initial.model.name} was trained on {initial.model.training_data}: if that holds people who validate or "
+                    "are left out here, figures of theirs are not of new patients"
+                )
             if initial.preparation != recipe.preparation:
                 say(
                     f"note: {initial.model.name} learned from scans prepared as {initial.preparation}, not as {recipe.preparation}"
@@ -126,6 +133,8 @@ def train(
             run.load_state()
         run.fit(samples, held, say, progress)
         learned = ", ".join(scan.name for scan in train_scans)
+        if recipe.keep == "best":
+            learned += f"; epoch chosen on {', '.join(scan.name for scan in validation_scans)}"
         if donors:
             learned += f"; donor masks: {len(donors)}"
         if initial is not None:
@@ -138,6 +147,24 @@ def train(
             training_data=learned,
         )
         return run.finish(info)
+
+
+def _check_images(trained: Sequence[Scan], held: Sequence[Scan]) -> None:
+    """Refuse an image that is trained on under one name and held out under another.
+
+    Raises
+    ------
+    DatasetError
+        Naming both.
+    """
+    known = {contents(scan)[0]: scan.name for scan in trained}
+    for scan in held:
+        other = known.get(contents(scan)[0])
+        if other is not None:
+            raise DatasetError(
+                f"{scan.name} and {other} are the same image, byte for byte, and only {other} is trained on: "
+                "the figure would be about a scan that the model knows; take one of them out of the table"
+            )
 
 
 def donor_masks(recipe: Recipe) -> list[Path]:
@@ -193,6 +220,12 @@ def _lesions_of(recipe: Recipe, donors: Sequence[Path], held: Sequence[Scan]) ->
 
 
 def _same(one: Lesions, other: Lesions) -> bool:
-    """Whether two masks are of the same lesions in the same place, however they were stored."""
-    alike = one.mask.any() and np.array_equal(one.mask, other.mask)
-    return bool(alike and np.abs(one.start_mm - other.start_mm).max() <= GRID_TOLERANCE_MM)
+    """Whether two masks are of the same lesions in the same place, also if one was cropped, padded or touched up."""
+    shift = np.round(other.start_mm - one.start_mm).astype(int)  # both are on slices of 1 mm
+    first, last = np.maximum(0, shift), np.minimum(one.mask.shape, shift + other.mask.shape)
+    if (first >= last).any():
+        return False
+    mine = one.mask[tuple(map(slice, first, last))]
+    theirs = other.mask[tuple(map(slice, first - shift, last - shift))]
+    total = int(one.mask.sum()) + int(other.mask.sum())
+    return bool(total) and 2 * int((mine & theirs).sum()) > SAME_DICE * total

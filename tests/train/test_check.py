@@ -39,6 +39,11 @@ def scan(
     return Scan(*paths, patient, time, split)
 
 
+def test_one_image_in_two_splits_is_an_error(tmp_path: Path) -> None:
+    found = check_dataset(tmp_path, [scan(tmp_path, "p_1", split="train"), scan(tmp_path, "q_1", split="test")])
+    assert found.all_errors() == ["p_1 and q_1 are the same image and stand in different splits: take it out of one"]
+
+
 def test_what_is_found_in_a_scan(tmp_path: Path) -> None:
     found = check_dataset(tmp_path, [scan(tmp_path), scan(tmp_path, "q_1")])
     check = found.scans[0]
