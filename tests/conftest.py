@@ -45,7 +45,10 @@ def run() -> Run:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left with one of them at the end."""
-    longest = ["test_default_model.py", "test_readme.py", "test_export.py"]
+    longest = [
+        *("test_default_model.py", "test_readme.py", "test_training.py", "test_bench.py", "test_export.py"),
+        *("test_engine_build.py", "test_bisect.py", "test_crossval.py", "test_half_precision.py", "test_model.py"),
+    ]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
