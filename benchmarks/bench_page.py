@@ -92,8 +92,8 @@ def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:
     head = ["Case", *STAGES, "whole", "spread", "peak after whole volumes, MB"]
     yield table(head, [("", [*one, *more]) for one, *more in lines])
     yield (
-        '<p class="dim">Transfer is copies to a GPU and back, timed by themselves: compute holds them too. The peak is resident memory from the start to the end of the '
-        "whole volumes.</p>"
+        '<p class="dim">Transfer is copies to a GPU and back, timed by themselves: compute holds them too. The peak is resident memory '
+        "from the start to the end of the whole volumes.</p>"
     )
 
 

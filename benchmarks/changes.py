@@ -12,7 +12,6 @@ import gzip
 import json
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -29,12 +28,13 @@ import typer
 from lesionrt.benchmarks.cases import BASELINE, Case
 from lesionrt.benchmarks.checkpoints import restored_checkpoint
 from lesionrt.benchmarks.child import Child
+from lesionrt.benchmarks.entry import run
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import describe
 from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.bundle import BLOCKED_GRAPHS, MANIFEST, STREAM_GRAPHS, Bundle, load_bundle
 from lesionrt.runtime.cli.options import check_new
-from lesionrt.runtime.errors import LesionrtError, UnavailableError
+from lesionrt.runtime.errors import UnavailableError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.outputs import GZIP_LEVEL
 from lesionrt.runtime.parity import TOLERANCES, compare
@@ -105,6 +105,7 @@ class Changes:
         count = min(slices + 2 * HALO, total)
         self.slab = ((total - count) // 2, count)
         self.slices = count - 2 * HALO
+        self.ways: dict[str, Way] = {}
         self.found: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
 
@@ -142,6 +143,7 @@ class Changes:
 
     def run(self, ways: dict[str, Way], repeats: int) -> None:
         """Measure and compare."""
+        self.ways = ways
         expected = self.reference()
         with contextlib.ExitStack() as stack:
             children: dict[str, Child] = {}
@@ -150,7 +152,9 @@ class Changes:
                 if reason is not None:
                     self.failed[name] = reason
                     continue
-                bundle = lacking(self.bundle, way.lacks, self.folder / f"bundle-{len(children)}")
+                bundle = self.bundle.path
+                if way.lacks:
+                    bundle = lacking(self.bundle, way.lacks, self.folder / f"bundle-{len(children)}")
                 case = Case(name, "", way.precision, "backend", way.backend)
                 children[name] = stack.enter_context(self._child(name, case, bundle))
                 try:
@@ -160,13 +164,16 @@ class Changes:
                 self._seconds(name, children[name])  # a warm-up
             running = {name: partial(self._seconds, name, child) for name, child in children.items()}
             for name, seconds in interleaved(running, repeats).items():
-                self.found[name] = self._row(name, children[name], seconds, expected)
+                try:
+                    self.found[name] = self._row(name, children[name], seconds, expected)
+                except UnavailableError as error:
+                    self.failed[name] = str(error)
 
     def _seconds(self, name: str, child: Child) -> float | None:
         if name in self.failed:
             return None
         try:
-            return float(child.ask("stack", slices=self.slices, chunk=WAYS[name].chunk)["seconds"])
+            return float(child.ask("stack", slices=self.slices, chunk=self.ways[name].chunk)["seconds"])
         except UnavailableError as error:
             self.failed[name] = str(error)
             return None
@@ -179,7 +186,7 @@ class Changes:
             "s_per_slice": asdict(spread([value / self.slices for value in seconds])),
             **child.ask("memory"),
             "parity": parity.as_dict(),
-            "findings": parity.findings(TOLERANCES[WAYS[name].precision], self.bundle.model.trained),
+            "findings": parity.findings(TOLERANCES[self.ways[name].precision], self.bundle.model.trained),
         }
 
     def changes(self) -> dict[str, Any]:
@@ -209,7 +216,9 @@ def files(bundle: Bundle, flair: Path, repeats: int) -> dict[str, Any]:
             from isal import igzip
 
             cases["inflate, isal"] = partial(igzip.decompress, stored)
-    levels = {f"write mask, level {level}": partial(gzip.compress, mask, level, mtime=0) for level in GZIP_LEVELS}
+    levels: dict[str, Callable[[], bytes]] = {
+        f"write mask, level {level}": partial(gzip.compress, mask, level, mtime=0) for level in GZIP_LEVELS
+    }
 
     def timed(work: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -254,8 +263,4 @@ def command(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(command)
-    except LesionrtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+    run(command)

@@ -10,7 +10,6 @@ times. It is a trial: what does not hold :data:`LEAST_DICE` against float32 is n
 
 import contextlib
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -25,12 +24,13 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from lesionrt.benchmarks.entry import run
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import describe
 from lesionrt.runtime.backends.openvino_cpu import BEFORE, OpenvinoBackend
 from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle, load_bundle
 from lesionrt.runtime.cli.options import check_new
-from lesionrt.runtime.errors import BundleError, LesionrtError, UnavailableError, UsageError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.prepare import HALO, prepare_volume
 from lesionrt.runtime.processor import fast_bfloat16
@@ -197,8 +197,4 @@ def command(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(command)
-    except LesionrtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+    run(command)

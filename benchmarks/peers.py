@@ -12,7 +12,6 @@ import json
 import os
 import site
 import subprocess
-import sys
 import tempfile
 import venv
 from datetime import UTC, datetime
@@ -25,11 +24,12 @@ import numpy as np
 import typer
 
 from lesionrt.benchmarks.checkpoints import restored_checkpoint
+from lesionrt.benchmarks.entry import run
 from lesionrt.benchmarks.interleaved import Spread
 from lesionrt.benchmarks.machine import describe
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.cli.options import check_new
-from lesionrt.runtime.errors import LesionrtError, UnavailableError
+from lesionrt.runtime.errors import UnavailableError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.prepare import HALO, prepare_volume
 from lesionrt.runtime.processor import cores
@@ -156,8 +156,4 @@ def command(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(command)
-    except LesionrtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+    run(command)

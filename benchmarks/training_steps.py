@@ -8,9 +8,7 @@ A slice of `default` is 96x96 pixels, one of `paper` the whole brain: nanosecond
 
 import contextlib
 import json
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +19,9 @@ import numpy as np
 import torch
 import typer
 
+from lesionrt.benchmarks.entry import run
+from lesionrt.benchmarks.machine import describe
 from lesionrt.runtime.cli.options import check_new
-from lesionrt.runtime.errors import LesionrtError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.phantom import phantom
 from lesionrt.train.dataset import Scan
@@ -74,14 +73,22 @@ def command(
         recipe: {
             "step_s": round(statistics.median(values), 3),
             "output_slices_a_step": outputs[recipe],
+            "pixels_a_slice": pixels[recipe],
             "s_per_output_slice": round(statistics.median(values) / outputs[recipe], 4),
             "ns_per_output_pixel": round(1e9 * statistics.median(values) / outputs[recipe] / pixels[recipe]),
         }
         for recipe, values in seconds.items()
     }
     ratio = report["default"]["s_per_output_slice"] / report["paper"]["s_per_output_slice"]
-    machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    found = {**report, "default_over_paper": round(ratio, 3), "steps": steps, "repeats": repeats, **machine}
+    found = {
+        **report,
+        "default_over_paper": round(ratio, 3),
+        "steps": steps,
+        "repeats": repeats,
+        "threads": torch.get_num_threads(),
+        "recipes": {"default": default.as_dict(), "paper": paper.as_dict()},
+        "machine": describe(),
+    }
     text = json.dumps(found, indent=2)
     print(text)
     if out is not None:
@@ -89,8 +96,4 @@ def command(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(command)
-    except LesionrtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+    run(command)

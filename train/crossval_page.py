@@ -122,20 +122,22 @@ def _folds(found: Sequence[FoldResult], group: str, names: Sequence[str], papers
 
 
 def _ablation(variants: dict[str, list[FoldResult]], papers: bool) -> str:
-    """The paper's fold columns stand in ours only if the folds are its own."""
+    """Means are over the folds that all networks have. The paper's fold columns stand in ours only if the folds are its own."""
+    common = sorted(set.intersection(*({result.fold.number for result in found} for found in variants.values())))
     numbers = sorted({result.fold.number for found in variants.values() for result in found})
     shown = sorted({*numbers, *published.ABLATION_FOLDS}) if papers else numbers
-    folds = "" if papers else " (its folds 2 and 4)"
+    folds = "" if papers and common == [*published.ABLATION_FOLDS] else " (its folds 2 and 4)"
     rows: Rows = []
     for name, found in variants.items():
         dice = {result.fold.number: result.mean("lesion_slices", "dice") for result in found}
         cells = [number(dice[fold]) if fold in dice else "" for fold in shown]
-        rows.append(("", [name, *cells, mean_of(summarise(dice.values()), len(numbers))]))
+        rows.append(("", [name, *cells, mean_of(summarise(dice[fold] for fold in common), len(common))]))
     for variant, (*dice_of_folds, mean) in published.ABLATION.items():
         theirs = dict(zip(published.ABLATION_FOLDS, dice_of_folds, strict=True)) if papers else {}
         cells = [number(theirs[fold]) if fold in theirs else "" for fold in shown]
         rows.append(("paper", [f"paper, {published.variant_name(*variant)}{folds}", *cells, number(mean)]))
-    return table(["Network", *(f"Fold {fold}" for fold in shown), "Mean"], rows)
+    mean = "Mean" if common == numbers else f"Mean of folds {', '.join(map(str, common)) or '–'}"
+    return table(["Network", *(f"Fold {fold}" for fold in shown), mean], rows)
 
 
 def _others(found: Sequence[FoldResult], group: str) -> str:

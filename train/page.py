@@ -37,12 +37,13 @@ NOT_A_DEVICE = "lesionrt is a research tool, not a medical device."
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole document."""
-    return (
+    """A whole document; what UTF-8 cannot hold, as in the name of a folder, is written as its code."""
+    text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], text_columns: int = 1) -> str:

@@ -80,6 +80,11 @@ class MaskFolder:
                 f"expected for example {missing[0]}.nii.gz, or {expected} as `lesionrt segment` names it"
             )
         self.masks: dict[str, Path] = {name: path for name, path in found.items() if path is not None}
+        own = [scan.name for scan in scans if scan.mask.exists() and self.masks[scan.name].samefile(scan.mask)]
+        if own:
+            raise DatasetError(
+                f"{folder}: holds the reference itself as the prediction of {', '.join(own[:5])}; give the folder of the predicted masks"
+            )
         users: dict[Path, list[str]] = {}
         for name, path in self.masks.items():
             users.setdefault(path, []).append(name)

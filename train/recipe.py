@@ -22,6 +22,10 @@ _CHOICES = {
     "keep": ("last", "best"),
 }
 _AT_LEAST_ONE = ("slabs", "slab_slices", "size", "batch", "epoch_steps", "steps", "epochs")
+_UNREAD = {  # what the other way of sampling reads alone: given here, it would be believed to do something
+    "slabs": ("batch", "epochs"),
+    "windows": ("slabs", "slab_slices", "size", "lesion_centred", "donors", "steps", "epoch_steps"),
+}
 _SHARE = "a share of the slabs, from 0 (never) to 1 (always)"
 LARGEST_SEED = 2**64 - 1  # that PyTorch takes
 
@@ -152,7 +156,13 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         ) from error
     for setting in settings:
         _set(values, setting)
-    return recipe_of(values, f"recipe {name}")
+    recipe = recipe_of(values, f"recipe {name}")
+    idle = [key for key in _UNREAD[recipe.sampling] if key in values]
+    if idle:
+        raise DatasetError(
+            f"recipe {name}: with sampling {recipe.sampling} nothing reads {', '.join(idle)}; leave it out"
+        )
+    return recipe
 
 
 def recipe_of(values: dict[str, Any], what: str) -> Recipe:

@@ -92,5 +92,7 @@ class Batches:
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self._start, self._samples.batches):
             batch = self._samples.batch(step)
-            missing = -len(batch) % self._world  # shards of one size: the mean of their gradients is the batch's
+            # Shards of one size, so that the mean of their gradients is the batch's; only the last windows of an epoch, which may
+            # be fewer, repeat some for it.
+            missing = -len(batch) % self._world
             yield [*batch, *(batch * self._world)[:missing]][self._rank :: self._world]

@@ -188,10 +188,13 @@ def _samples(
 ) -> Slabs | Windows:
     if not any(scan.lesions.any() for scan in scans):
         raise DatasetError("none of the training scans has a lesion in its mask")
+    shared = "batch" if recipe.sampling == "windows" else "slabs"
+    if getattr(recipe, shared) % world:
+        raise DatasetError(
+            f"recipe: {shared} is {getattr(recipe, shared)}; expected a multiple of {world}, so that each process has as many"
+        )
     if recipe.sampling == "windows":
         return Windows(scans, recipe)
-    if recipe.slabs < world:
-        raise DatasetError(f"recipe: slabs is {recipe.slabs}; expected at least one for each of {world} processes")
     return Slabs(scans, recipe, _lesions_of(recipe, donors, held))
 
 

@@ -71,7 +71,8 @@ def command(
         slices = fold_slices(paper_folds(scans), {scan.name: lesion_slices(scan) for scan in scans})
         print("\n".join(fold_lines(slices)), file=sys.stderr)
     whole = crossval.folds_of_folder(planned, scans, resolved, out, folds, ablation)
-    check_donors(resolved, [*left_out, *(other[1] if other else ())])
+    held = {scan.name: scan for fold in planned for scan in (*fold.test, *fold.validation)}
+    check_donors(resolved, [*held.values(), *left_out, *(other[1] if other else ())])
     crossval.check_plan(whole, resolved, scans, other[1] if other else (), out)
     crossval.read_results(whole)  # a damaged one is told before hours of training
     for number, one in enumerate(planned, 1):

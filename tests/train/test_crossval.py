@@ -325,6 +325,17 @@ def test_the_page_sets_the_papers_tables_beside_ours_and_says_whose_they_are(rec
     assert "not finished" not in text
 
 
+def test_networks_are_compared_over_the_folds_that_all_of_them_have(recipe: Recipe) -> None:
+    full = plan_folds(scans_of("12345", times=4), recipe, Path("out"), "paper")
+    ablation = plan_folds(scans_of("12345", times=4), recipe, Path("out"), "paper", ablation=True)
+    others = [fold for fold in ablation if fold.variant != full[0].variant]
+    easy = {1: 0.9, 2: 0.5, 3: 0.9, 4: 0.5, 5: 0.9}  # folds, for every network alike
+    results = [result(fold, easy[fold.number]) for fold in (*full, *others)]
+    text = crossval_page(Path("scans"), [*full, *others], results, papers=True)
+    assert "Mean of folds 2, 4" in text
+    assert [cells[-1] for cells in rows_of(text, "scan") if cells[0].startswith("FC-DenseNet")] == ["0.5000"] * 4
+
+
 def test_the_papers_folds_stand_in_no_column_of_other_folds(recipe: Recipe) -> None:
     folds = plan_folds(scans_of("ab"), recipe, Path("out"), ablation=True)
     text = crossval_page(Path("scans"), folds, [result(fold, 0.5) for fold in folds], papers=False)

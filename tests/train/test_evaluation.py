@@ -24,6 +24,7 @@ from lesionrt.train import published
 from lesionrt.train.dataset import Scan, read_dataset
 from lesionrt.train.evaluation import Evaluation, compare_masks, evaluate
 from lesionrt.train.evaluation_page import evaluation_page
+from lesionrt.train.page import page
 from lesionrt.train.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, difference_picture
 from lesionrt.train.plots import bland_altman, scatter
 from lesionrt.train.predictions import BundleModel, MaskFolder, open_model
@@ -129,6 +130,16 @@ def test_a_mask_outside_the_folder_is_not_taken(scan: Scan, tmp_path: Path) -> N
     ):
         with pytest.raises(DatasetError, match="no mask of 1 of 1 scans"):
             MaskFolder(tmp_path / "masks", [listed])
+
+
+def test_the_reference_is_not_taken_for_the_prediction(scan: Scan, tmp_path: Path) -> None:
+    save_mask(two_masks()[0], tmp_path / "masks/p_1_mask.nii.gz")
+    with pytest.raises(DatasetError, match="holds the reference itself as the prediction of p_1"):
+        MaskFolder(tmp_path / "masks", [replace(scan, mask=tmp_path / "masks/p_1_mask.nii.gz")])
+
+
+def test_a_page_of_a_folder_whose_name_is_no_utf8_can_be_written() -> None:
+    assert b"M\\udcfcller" in page("M\udcfcller", []).encode()
 
 
 def test_several_masks_of_a_scan_or_one_of_several_scans_are_refused(scan: Scan, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_a_recipe_is_rebuilt_from_what_a_run_stores() -> None:
         ("learning_rate=0", DatasetError, "learning_rate is 0.0; expected more than 0"),
         ("average=1.5", DatasetError, "average is 1.5; expected 0 to 0.9999"),
         ("steps=0", DatasetError, "steps is 0; expected at least 1"),
+        ("epochs=5", DatasetError, "with sampling slabs nothing reads epochs"),
         ("network.layers=65", CheckpointError, "layers is 65; expected at most 64"),
         ("seed=99999999999999999999", DatasetError, "seed is 9+; expected at most 18446744073709551615"),
         ("weight_decay=-1", DatasetError, "weight_decay is -1.0; expected at least 0"),

@@ -16,7 +16,7 @@ import torch
 
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError
 from lesionrt.runtime.phantom import phantom
-from lesionrt.train.augment import Augmentation, Lesions
+from lesionrt.train.augment import Augmentation
 from lesionrt.train.cache import load_scan
 from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
 from lesionrt.train.dataset import Scan, read_dataset
@@ -27,7 +27,7 @@ from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
 from lesionrt.train.run import Run as TrainingRun
 from lesionrt.train.samples import Slabs
-from lesionrt.train.training import _same, train
+from lesionrt.train.training import _samples, train
 from lesionrt.train.weights import initialise
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -251,44 +251,6 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(scans: list[Scan], 
         train(recipe, scans, [], tmp_path / "empty", resume=True)
 
 
-def test_one_image_under_two_names_does_not_train_and_test(scans: list[Scan], tmp_path: Path) -> None:
-    again = replace(scans[0], patient="somebody else")
-    for held in ({"validation_scans": [again]}, {"validation_scans": [], "left_out": [again]}):
-        with pytest.raises(DatasetError, match=r"somebody else_1 and patient0_1 are the same image"):
-            train(load_recipe("default", FAST), scans, out=tmp_path / "run", **held)
-    assert not (tmp_path / "run").exists()
-
-
-def test_it_says_what_it_started_from_where_figures_of_others_are_wanted(scans: list[Scan], tmp_path: Path) -> None:
-    first = train(load_recipe("default", FAST), scans[1:], [], tmp_path / "first")
-    said: list[str] = []
-    train(load_recipe("default", FAST), scans[:1], scans[1:], tmp_path / "on", say=said.append, start=first)
-    assert any("first was trained on patient1_1: if that holds people who validate" in line for line in said)
-
-
-def test_a_validation_scan_without_lesions_gives_no_loss_of_its_own(scans: list[Scan], tmp_path: Path) -> None:
-    recipe = load_recipe("paper", [*PAPER, "cross_entropy=1"])
-    run = TrainingRun(recipe, tmp_path, 0, 1, torch.device("cpu"))
-    held = load_scan(scans[0], recipe.preparation, recipe.network.size_multiple, tmp_path / "cache")
-    empty = replace(held, lesions=np.zeros_like(held.lesions))
-    assert run._validate([held, empty]) == run._validate([held])
-
-
-def test_a_mask_is_known_again_though_it_was_cropped_or_touched_up() -> None:
-    mask = np.zeros((20, 20, 20), bool)
-    mask[8:12, 8:12, 8:12] = True
-    touched, elsewhere = mask.copy(), np.roll(mask, 2, axis=1)
-    touched[12, 8, 8] = True
-    here = np.zeros(3)
-    whole = Lesions(mask, here)
-    assert all(
-        _same(whole, other) for other in (whole, Lesions(touched, here), Lesions(mask[5:], np.array([5.0, 0, 0])))
-    )
-    # Another place, another part of the body, and no lesions at all.
-    for other in (Lesions(elsewhere, here), Lesions(mask, here + 30), Lesions(mask & False, here)):
-        assert not _same(whole, other)
-
-
 def test_a_state_that_cannot_be_written_leaves_the_last_one(scans: list[Scan], tmp_path: Path) -> None:
     recipe = load_recipe("default", FAST)
     out = tmp_path / "run"
@@ -479,3 +441,10 @@ def test_two_processes_train_one_checkpoint(table: Path, tmp_path: Path) -> None
 
 def test_the_default_recipes_file_says_the_defaults() -> None:
     assert load_recipe("default") == Recipe()
+
+
+def test_processes_have_as_many_slabs_each(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("default", [*FAST, "slabs=4"])
+    prepared = [load_scan(scan, recipe.preparation, recipe.network.size_multiple, tmp_path) for scan in scans[:1]]
+    with pytest.raises(DatasetError, match="slabs is 4; expected a multiple of 3"):
+        _samples(recipe, prepared, [], [], 3)

@@ -1,0 +1,63 @@
+"""What is held out stays so: of images, masks and figures."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lesionrt.runtime.errors import DatasetError
+from lesionrt.train.augment import Lesions
+from lesionrt.train.cache import load_scan
+from lesionrt.train.dataset import Scan, read_dataset
+from lesionrt.train.recipe import load_recipe
+from lesionrt.train.run import Run
+from lesionrt.train.training import _same, train
+
+SMALL = ["network.growth_rate=4", "network.layers=1", "network.levels=1", "network.first_channels=4"]
+FAST = [*SMALL, "slabs=2", "size=16", "epoch_steps=1", "steps=1", "warm_up=1", "precision=float32"]
+
+
+@pytest.fixture
+def scans(small_dataset: Path) -> list[Scan]:
+    """a at two times, b at one."""
+    return read_dataset(small_dataset)
+
+
+def test_one_image_under_two_names_does_not_train_and_test(scans: list[Scan], tmp_path: Path) -> None:
+    again = replace(scans[0], patient="somebody else")
+    for held in ({"validation_scans": [again]}, {"validation_scans": [], "left_out": [again]}):
+        with pytest.raises(DatasetError, match=r"somebody else_1 and a_1 are the same image"):
+            train(load_recipe("default", FAST), scans, out=tmp_path / "run", **held)
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_says_what_it_started_from_where_figures_of_others_are_wanted(scans: list[Scan], tmp_path: Path) -> None:
+    first = train(load_recipe("default", FAST), scans[2:], [], tmp_path / "first")
+    said: list[str] = []
+    train(load_recipe("default", FAST), scans[:1], scans[2:], tmp_path / "on", say=said.append, start=first)
+    assert any("first was trained on b_1: if that holds people who validate" in line for line in said)
+
+
+def test_a_validation_scan_without_lesions_gives_no_loss_of_its_own(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("paper", [*SMALL, "batch=8", "cross_entropy=1"])
+    run = Run(recipe, tmp_path, 0, 1, torch.device("cpu"))
+    held = load_scan(scans[0], recipe.preparation, recipe.network.size_multiple, tmp_path / "cache")
+    empty = replace(held, lesions=np.zeros_like(held.lesions))
+    assert run._validate([held, empty]) == run._validate([held])
+
+
+def test_a_mask_is_known_again_though_it_was_cropped_or_touched_up() -> None:
+    mask = np.zeros((20, 20, 20), bool)
+    mask[8:12, 8:12, 8:12] = True
+    touched, elsewhere = mask.copy(), np.roll(mask, 2, axis=1)
+    touched[12, 8, 8] = True
+    here = np.zeros(3)
+    whole = Lesions(mask, here)
+    assert all(
+        _same(whole, other) for other in (whole, Lesions(touched, here), Lesions(mask[5:], np.array([5.0, 0, 0])))
+    )
+    # Another place, another part of the body, and no lesions at all.
+    for other in (Lesions(elsewhere, here), Lesions(mask, here + 30), Lesions(mask & False, here)):
+        assert not _same(whole, other)
