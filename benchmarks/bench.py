@@ -23,17 +23,16 @@ from lesionrt.benchmarks.cases import Case, find_cases, select
 from lesionrt.benchmarks.checkpoints import check_preparation, restored_checkpoint
 from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.interleaved import interleaved, spread
-from lesionrt.benchmarks.machine import describe, device_memory_mb
+from lesionrt.benchmarks.machine import describe, device_memory_mb, device_peak
 from lesionrt.benchmarks.rates import best_of
 from lesionrt.benchmarks.roofline import Work, roofline, slab_in_volume, stack_work
 from lesionrt.benchmarks.rows import STAGES, finite, relate, row_of
 from lesionrt.benchmarks.scaling import Points, scaling
 from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
-from lesionrt.runtime.chunks import default_chunk
-from lesionrt.runtime.errors import CheckpointError, UnavailableError
+from lesionrt.runtime.errors import CheckpointError, LesionrtError, UnavailableError
 from lesionrt.runtime.files import sha256
-from lesionrt.runtime.parity import TOLERANCES, compare, load_reference
+from lesionrt.runtime.parity import TOLERANCES, Comparison, compare, load_reference
 from lesionrt.runtime.phantom import phantom
 from lesionrt.runtime.prepare import HALO, Prepared, prepare_volume
 from lesionrt.runtime.processor import cores
@@ -87,6 +86,7 @@ class _Running:
     child: Child
     row: dict[str, Any]
     halo_chunk: int | None = None  # output slices after which two are encoded again; None where none is
+    device_held_mb: float = 0.0  # on the GPU, between orders
 
 
 def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
@@ -143,6 +143,7 @@ class _Bench:
         self._time_volumes([one for one in running if one.row["skipped"] is None])
         self._note_memory([one for one in running if one.row["volume"]], "peak_volume_mb")
         compared_with = self._compare(running)  # last: the bundle's reference slices may have another shape
+        volume_reference = self._compare_volumes(running)
         for one in running:
             one.child.close()
         if not self.request.quick:
@@ -157,6 +158,7 @@ class _Bench:
             **self._described(),
             "baseline": baseline,
             "reference": compared_with,
+            "volume_reference": volume_reference,
             "rates": rates,
             "work": work,
             "cases": rows,
@@ -195,9 +197,13 @@ class _Bench:
             row.update(library=opened.pop("library"), device=opened.pop("device"), start_s=opened)
             row["first_s"] = one.child.ask("first")["seconds"]
             row["cold_s"] = time.monotonic() - one.child.begun
-            if not case.warm_after_first:
-                one.child.ask("slab")
-            row["device_mb"] = None if before is None else (device_memory_mb() or before) - before
+            # One window after the other, nothing grows with their number.
+            with device_peak() as peak:
+                if not (self.request.quick and case.window_by_window):
+                    one.child.ask("slab")
+            if before is not None:
+                row["device_mb"] = (peak() or before) - before
+                one.device_held_mb = (device_memory_mb() or before) - before
         if row["skipped"] is not None:
             one.child.close()
             return None
@@ -267,15 +273,34 @@ class _Bench:
                 continue
             try:
                 found = compare(reference, self._probabilities(one, verb), self.bundle.threshold)
-            except UnavailableError as error:  # its times stand
+            except LesionrtError as error:  # its times stand
                 one.row["not_compared"] = str(error)
                 continue
-            # A precision without bounds of its own is held to the loosest.
-            tolerance = TOLERANCES.get(one.case.precision, TOLERANCES["bf16"])
             one.row["parity"] = found.as_dict()
-            one.row["findings"] = found.findings(tolerance, self.bundle.model.trained)
+            one.row["findings"] = self._findings(one, found)
             one.row["wrong"] = bool(one.row["findings"])
         return what
+
+    def _findings(self, one: _Running, found: Comparison) -> list[str]:
+        # A precision without bounds of its own is held to the loosest.
+        tolerance = TOLERANCES.get(one.case.precision, TOLERANCES["bf16"])
+        return found.findings(tolerance, self.bundle.model.trained)
+
+    def _compare_volumes(self, running: list[_Running]) -> str | None:
+        """Whole volumes, which are cut into other pieces than the slab, with a float32 case whose slab is right; its name."""
+        whole = [one for one in running if one.row["volume"] and one.row["skipped"] is None]
+        right = [one for one in whole if one.case.precision == "fp32" and one.row["parity"] and not one.row["wrong"]]
+        if not right:
+            return None
+        right.sort(key=lambda one: not one.case.in_pytorch)  # PyTorch first
+        reference = self._probabilities(right[0], "save_volume")
+        for one in whole:
+            with self._told(one):
+                found = compare(reference, self._probabilities(one, "save_volume"), self.bundle.threshold)
+                one.row["volume_parity"] = found.as_dict()
+                one.row["findings"] += [f"whole volume: {finding}" for finding in self._findings(one, found)]
+                one.row["wrong"] = bool(one.row["findings"])
+        return right[0].case.name
 
     def _reference(self, alive: list[_Running]) -> tuple[np.ndarray, str, str]:
         """PyTorch's probabilities, the order with which the others give theirs of the same slices, and what they are."""
@@ -297,6 +322,9 @@ class _Bench:
         """From file to files, for the cases that are fast enough; with --quick as far as the time goes."""
         slices = len(self.prepared.brain)
         chosen, warmed, left = [], set(), self.deadline - time.monotonic()
+        beside = next((one for one in running if one.case.window_by_window), None)
+        if beside is not None:
+            left -= beside.row["slab"]["median"]
         for one in sorted(running, key=lambda one: one.row["s_per_slice"]):
             needed = one.row["s_per_slice"] * slices * 1.2 + 2  # reading and writing
             if not one.case.window_by_window and needed < min(WHOLE_VOLUME_S, left):
@@ -307,19 +335,27 @@ class _Bench:
         self.say(f"whole volumes of {slices} slices: {', '.join(one.case.name for one in chosen) or 'no case'}")
         answers: dict[str, list[dict[str, Any]]] = {one.case.name: [] for one in chosen}
         rounds = {one.case.name: partial(self._asked, one, "volume", answers[one.case.name]) for one in chosen}
-        interleaved({name: once for name, once in rounds.items() if name in warmed}, 1)
-        for one in chosen:  # at least made ready for as many slices as a volume's pieces have
-            if one.case.name not in warmed:
-                with self._told(one):
-                    one.child.ask("stack", slices=default_chunk(*self.prepared.slices.shape[2:]), chunk=None)
-        for values in answers.values():
-            values.clear()
+        for one in chosen:
+            with self._told(one):  # at least made ready for as many slices as a volume's pieces have
+                self._warm_up(one, "volume" if one.case.name in warmed else "warm_up")
+        if chosen and beside is not None:  # its slab once more, so that the volumes' ratios are of one time too
+            rounds[beside.case.name] = partial(self._asked, beside, "slab")
         found = interleaved(rounds, self.request.repeats, self.deadline)
+        if beside is not None and beside.case.name in found:
+            beside.row["slab_beside_volumes"] = asdict(spread(found[beside.case.name]))
         for one in chosen:
             if one.case.name in found:
                 kept = answers[one.case.name]
                 one.row["volume"] = asdict(spread(found[one.case.name]))
                 one.row["stages"] = {stage: _median([answer["stages"][stage] for answer in kept]) for stage in STAGES}
+
+    def _warm_up(self, one: _Running, do: str) -> None:
+        before = device_memory_mb()
+        with device_peak() as peak:
+            one.child.ask(do)
+        if before is not None:
+            most = one.device_held_mb + (peak() or before) - before
+            one.row["device_mb"] = max(one.row["device_mb"] or 0.0, most)
 
     def _start_again(self, running: list[_Running]) -> None:
         """The second start finds the caches that the first one filled."""
@@ -344,7 +380,8 @@ class _Bench:
         if not able:
             return None
         fastest = min(able, key=lambda one: one.row["s_per_slice"])
-        return scaling(self._order(fastest.case), self.folder, self.request.points, self.threads, self.say)
+        order, points, repeats = self._order(fastest.case), self.request.points, self.request.repeats
+        return scaling(order, self.folder, points, self.threads, repeats, self.say)
 
     def _rates(self) -> dict[str, Any]:
         answer = subprocess.run(
@@ -366,20 +403,20 @@ class _Bench:
         from lesionrt.benchmarks.flops import slice_work
 
         height, width = self.prepared.slices.shape[2:]
-        encode, decode = slice_work(self.bundle.graph("fp32"), height, width)
-        return {"encode": asdict(encode), "decode": asdict(decode)}
+        encode, decode, weights = slice_work(self.bundle.graph("fp32"), height, width)
+        return {"encode": asdict(encode), "decode": asdict(decode), "weights": asdict(weights)}
 
     # What follows from it.
 
     def _limits(self, running: list[_Running], rates: dict[str, Any], work: dict[str, Any] | None) -> None:
         if work is None:
             return
-        encode, decode = Work(**work["encode"]), Work(**work["decode"])
+        encode, decode, weights = (Work(**work[part]) for part in ("encode", "decode", "weights"))
         for one in running:
             row = one.row
             device = "cpu" if "cpu" in (row["device"] or "cpu").lower() else "cuda"
             if row["skipped"] is None and device in rates:
-                done = stack_work(one.case.kind, encode, decode, self.slab, one.halo_chunk)
+                done = stack_work(one.case.kind, encode, decode, self.slab, one.halo_chunk) + weights
                 row["roofline"] = roofline(done, one.case.precision, row["slab"]["median"], rates[device])
 
     def _described(self) -> dict[str, Any]:

@@ -88,18 +88,20 @@ def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:
     sums = [short(row["volume"]["median"]) for row in whole]
     spreads = [f"{short(row['volume']['least'])} … {short(row['volume']['most'])}" for row in whole]
     peaks = [short(row["peak_volume_mb"]) for row in whole]
-    lines = zip(cells, sums, spreads, peaks, strict=True)
-    head = ["Case", *STAGES, "whole", "spread", "peak after whole volumes, MB"]
+    parities = [row.get("volume_parity") for row in whole]
+    dice = [DASH if parity is None else f"{parity['dice']:.4f}" for parity in parities]
+    lines = zip(cells, sums, spreads, peaks, dice, strict=True)
+    head = ["Case", *STAGES, "whole", "spread", "peak after whole volumes, MB", "Dice"]
     yield table(head, [("", [*one, *more]) for one, *more in lines])
     yield (
         '<p class="dim">Transfer is copies to a GPU and back, timed by themselves: compute holds them too. The peak is resident memory '
-        "from the start to the end of the whole volumes.</p>"
+        "from the start to the end of the whole volumes. Dice is of the whole volume's mask.</p>"
     )
 
 
 def _starts(measured: list[dict[str, Any]]) -> Iterator[str]:
     yield "<h2>From the process's start to the first slice, s</h2>"
-    head = ["Case", "read", "prepare", "load", "first slice", "whole", "second start", "GPU memory, MB"]
+    head = ["Case", "read", "prepare", "load", "first slice", "whole", "second start", "peak on the GPU, MB"]
     lines = []
     for row in measured:
         start = [row["start_s"][part] for part in ("read", "prepare", "load")]
@@ -108,7 +110,7 @@ def _starts(measured: list[dict[str, Any]]) -> Iterator[str]:
     yield table(head, lines)
     yield (
         '<p class="dim">The first start finds no caches of compiled kernels, the second those that the first one left. '
-        "What is missing in the sum are Python and its imports.</p>"
+        "The volume is read and prepared while the network loads; Python and its imports come first.</p>"
     )
 
 
@@ -139,8 +141,8 @@ def _limit(report: dict[str, Any], measured: list[dict[str, Any]]) -> Iterator[s
 def _scaling(scaling: dict[str, Any]) -> Iterator[str]:
     yield f"<h2>Scaling of {escape(scaling['case'])}</h2>"
     yield (
-        f'<p class="dim">Each point is a process of its own; {scaling["steady_slices"]} output slices where another thing '
-        "changes. Several volumes are one run of <code>lesionrt segment</code>, in the precision that it takes by itself, its start "
+        f'<p class="dim">Each point has a process of its own and is the median of {scaling["repeats"]} rounds in turns; '
+        f"{scaling['steady_slices']} output slices where another thing changes. Several volumes are one run of <code>lesionrt segment</code>, in the precision that it takes by itself, its start "
         "counted in.</p>"
         '<div class="plots">'
     )
@@ -150,7 +152,11 @@ def _scaling(scaling: dict[str, Any]) -> Iterator[str]:
             fit = scaling[what][f"{measure}_fit"]
             if points:
                 law = None if fit is None else PowerLaw(**fit)
-                said = "" if law is None else f": {law.factor:.3g} · n^{law.exponent:.2f} (R² {law.r2:.3f})"
+                said = (
+                    ""
+                    if law is None or len(points) < 3
+                    else f": {law.factor:.3g} · n^{law.exponent:.2f} (R² {law.r2:.3f})"
+                )
                 yield _figure(f"{scaling[what]['case']}: {title} over {name}{said}", curve(name, title, points, law))
     yield "</div>"
 

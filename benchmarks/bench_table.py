@@ -51,9 +51,9 @@ def explanation(report: dict[str, Any]) -> list[str]:
         f"Seconds per volume are from file to files, {volume['slices']} slices; ~ marks what was not measured on the "
         f"whole volume but scaled from the {slab} slices, without reading and writing. Faster, volume: the same ratio for whole volumes.",
         "Cold start is from the process's start to the first output slice, the volume read and prepared. "
-        f"Peak is the process's resident memory after the {slab} slices, which every case computed.",
-        f"99.9th percentile of the difference and Dice of the masks are against {report['reference']}. "
-        "WRONG is a case that differs by more than its precision may.",
+        f"Peak is the process's resident memory, after whole volumes where they were computed, else after the {slab} slices.",
+        f"99.9th percentile of the difference and Dice of the masks are of the {slab} slices, against {report['reference']}; whole volumes "
+        f"are compared with {report.get('volume_reference') or 'nothing'}. WRONG is a case that differs by more than its precision may.",
         "Of limit: the shortest time that the machine's measured matrix rate and memory bandwidth allow for the case's own "
         "work, over the time that it took.",
     ]
@@ -71,7 +71,7 @@ def _cells(row: dict[str, Any], baseline: str | None) -> list[str]:
         f"{row['times_faster_volume']:.2f}",
         short(row["volumes_per_minute"]),
         short(row["cold_s"]),
-        f"{row['peak_mb']:.0f}",
+        f"{row['peak_volume_mb'] or row['peak_mb']:.0f}",
         DASH if parity is None or parity["percentile_difference"] is None else f"{parity['percentile_difference']:.1e}",
         DASH if parity is None else f"{parity['dice']:.4f}",
         DASH if roof is None else f"{roof['share']:.0%}",
@@ -97,7 +97,7 @@ def readme_table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['volume']['name']}, {report['volume']['slices']} slices of "
         f"{'x'.join(map(str, report['volume']['height_width']))}; {where}; {report['threads']} threads; "
-        f"{report['date'][:10]}; per slice on {report['slab_slices']} slices, `~` scaled from them:",
+        f"{report['date'][:10]}; per slice, and Dice, on {report['slab_slices']} slices, `~` scaled from them:",
         "",
         "| case | s / slice | times faster | s / volume | times faster | peak, MB | Dice | |",
         "|---|---|---|---|---|---|---|---|",

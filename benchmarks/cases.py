@@ -65,11 +65,6 @@ class Case:
         """Computed by PyTorch itself: in float32, what the others are compared with."""
         return self.kind in ("authors", "torch")
 
-    @property
-    def warm_after_first(self) -> bool:
-        """Nothing is still made when more slices come after the first: no kernels, no buffers that grow."""
-        return self.window_by_window or (self.kind == "torch" and not self.compiled)
-
 
 def find_cases(bundle: Bundle, checkpoint: Path | None, quick: bool, lacking: str | None = None) -> list[Case]:
     """All cases for a bundle and its checkpoint; where there is none, `lacking` says why."""

@@ -21,7 +21,8 @@ LIMIT_S = 3600.0  # for one answer; a process that hangs is ended
 def environment(threads: int, cache: Path, precision: str = "") -> dict[str, str]:
     """Of a measuring process: its thread count, caches of compiled kernels that begin empty, and no TF32 for float32."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    caches = {"XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
+    names = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "cuda"}
+    caches = {"XDG_CACHE_HOME": str(cache), **{name: str(cache / folder) for name, folder in names.items()}}
     exact = {"NVIDIA_TF32_OVERRIDE": "0"} if precision == "fp32" else {}  # which libraries multiply in, unasked
     return {**os.environ, **counts, **caches, **exact}
 

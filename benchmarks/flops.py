@@ -34,8 +34,8 @@ _COUNTED: dict[str, Callable[[Shape, Shape, Shape], int]] = {
 }
 
 
-def model_work(model: onnx.ModelProto, inputs: dict[str, Sequence[int]]) -> Work:
-    """Count a graph whose inputs have these shapes; the model is changed."""
+def model_work(model: onnx.ModelProto, inputs: dict[str, Sequence[int]]) -> tuple[Work, int]:
+    """Count a graph whose inputs have these shapes: its work without weights, and their values; the model is changed."""
     for value in model.graph.input:
         if value.name in inputs:
             for dim, size in zip(value.type.tensor_type.shape.dim, inputs[value.name], strict=True):
@@ -47,13 +47,13 @@ def model_work(model: onnx.ModelProto, inputs: dict[str, Sequence[int]]) -> Work
     shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    total = Work(0, 0)
+    total, weights = Work(0, 0), {}
     for node in inferred.node:
         if node.op_type in _COUNTED:
             data, weight, result = (_known(shapes, name, node) for name in (*node.input[:2], node.output[0]))
-            elements = sum(map(math.prod, (data, weight, result)))
-            total += Work(_COUNTED[node.op_type](data, weight, result), elements)
-    return total
+            total += Work(_COUNTED[node.op_type](data, weight, result), math.prod(data) + math.prod(result))
+            weights[node.input[1]] = math.prod(weight)  # once, however many nodes take them
+    return total, sum(weights.values())
 
 
 def _known(shapes: dict[str, Shape], name: str, node: Any) -> Shape:
@@ -63,11 +63,14 @@ def _known(shapes: dict[str, Shape], name: str, node: Any) -> Shape:
     return shape
 
 
-def slice_work(graph: Path, height: int, width: int) -> tuple[Work, Work]:
-    """Work to encode one slice and to decode one: ``slices`` (n, 1, H, W) cost n times the first and n - 2 the second."""
-    three, four = (
+def slice_work(graph: Path, height: int, width: int) -> tuple[Work, Work, Work]:
+    """Work to encode one slice and to decode one, and the weights'.
+
+    ``slices`` (n, 1, H, W) cost n times the first, n - 2 times the second and, at the least, the third once.
+    """
+    (three, weights), (four, _) = (
         model_work(onnx.load(graph, load_external_data=False), {"slices": (n, 1, height, width)}) for n in (3, 4)
     )
     both = four - three
     encode = (three - both) * 0.5
-    return encode, both - encode
+    return encode, both - encode, Work(0, weights)

@@ -2,8 +2,11 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], float | None]], repeats: int, deadline: float = float("inf")
-) -> dict[str, list[float]]:
+    cases: Mapping[Name, Callable[[], float | None]], repeats: int, deadline: float = float("inf")
+) -> dict[Name, list[float]]:
     """What each case gives, round after round (A B C A B C ...).
 
     Parameters
@@ -39,8 +42,8 @@ def interleaved(
     deadline
         Of ``time.monotonic()``: no round is begun that would end after it if it took as long as the last one.
     """
-    found: dict[str, list[float]] = {name: [] for name in cases}
-    failed: set[str] = set()
+    found: dict[Name, list[float]] = {name: [] for name in cases}
+    failed: set[Name] = set()
     took = 0.0
     for number in range(repeats):
         begun = time.monotonic()

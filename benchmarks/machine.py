@@ -3,6 +3,9 @@
 import os
 import platform
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from lesionrt.runtime.processor import cores
 
 # What decides how fast a CPU multiplies in each precision.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "avx_vnni")
+LOOK_S = 0.1  # between two looks at a GPU's memory
 MORE_PACKAGES = ("openvino", "nncf")
 
 
@@ -41,6 +45,28 @@ def device_memory_mb() -> float | None:
         return float(answer.split()[0]) * 2**20 / 1e6
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return None
+
+
+@contextmanager
+def device_peak() -> Iterator[Callable[[], float | None]]:
+    """What tells, afterwards, the most that :func:`device_memory_mb` said meanwhile; None where there is no GPU."""
+    seen = [device_memory_mb()]
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_S):
+            seen.append(device_memory_mb())
+
+    watcher = threading.Thread(target=look)
+    if seen[0] is not None:
+        watcher.start()
+    try:
+        yield lambda: max((value for value in seen if value is not None), default=None)
+    finally:
+        over.set()
+        if watcher.is_alive():
+            watcher.join()
+            seen.append(device_memory_mb())
 
 
 def _first_processor() -> dict[str, str]:

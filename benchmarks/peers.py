@@ -4,8 +4,8 @@
 
 The environment is made once, with packages from PyPI; where they cannot be installed, the result says why. Of nnU-Net
 it is the bare network of the planned size, called slice by slice without its predictor, with untrained weights: only its speed is
-looked at. MONAI runs this package's own window network, which it must be able
-to import: the environment sees this Python's packages after its own.
+looked at. MONAI runs this package's own window network, which it must be able to import: the environment sees this Python's packages
+after its own. MONAI's augmentation of training slabs is timed too, on one thread, beside this package's.
 """
 
 import json
@@ -134,7 +134,7 @@ def command(
         measured = measure_in(python, order)
     for peer, problem in lacking.items():
         if problem is not None:
-            measured[peer] = {"skipped": problem}
+            measured["cases"][peer] = {"skipped": problem}
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model.name,
@@ -143,16 +143,19 @@ def command(
         "height_width": list(prepared.slices.shape[2:]),
         "threads": used,
         "machine": describe(),
-        "cases": measured,
+        **measured,
     }
     write_atomically({out: (json.dumps(report, indent=2) + "\n").encode()})
-    for case, row in measured.items():
-        if "skipped" in row:
-            print(f"{case}: not measured: {row['skipped']}")
-        else:
+    for part, rows in measured.items():
+        first = next(iter(rows))
+        for case, row in rows.items():
+            name = case if part == "cases" else f"{part}, {case}"
+            if "skipped" in row:
+                print(f"{name}: not measured: {row['skipped']}")
+                continue
             time = Spread(**row["s_per_slice"])
-            ratio = f", {row['times_faster']:.2f} times authors" if "times_faster" in row else ""
-            print(f"{case}: {time.median:.4g} s per slice ({time.least:.4g} … {time.most:.4g}){ratio}, {row['what']}")
+            ratio = f", {row['times_faster']:.2f} times {first}" if "times_faster" in row else ""
+            print(f"{name}: {time.median:.4g} s per slice ({time.least:.4g} … {time.most:.4g}){ratio}, {row['what']}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +20,23 @@ from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.schedules import authors_schedule
 from lesionrt.runtime.backends.choice import BackendChoice
 from lesionrt.runtime.bundle import load_bundle
+from lesionrt.train.augment import (
+    DEFORMATION_KNOTS,
+    DEFORMATION_PX,
+    ROTATION_DEG,
+    SCALE,
+    Augmentation,
+    cut,
+    lesions_of,
+)
+from lesionrt.train.cache import USUAL_LESION_Z, PreparedScan
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.model import Network, windows_of
+from lesionrt.train.recipe import load_recipe
 
 Run = Callable[[], Any]  # gives the probabilities (n, H, W), or None where they are not of this network
 Maker = Callable[[], tuple[Run, str]]  # what is run, and what it is
+SLABS = 32  # of training slices, in one timed run
 
 
 def monai_case(network: Network, slices: Tensor) -> tuple[Run, str]:
@@ -98,6 +110,78 @@ def nnunet_case(slices: Tensor, spacing_mm: float, brain_shape: list[int]) -> tu
         f"{stages} stages, {parameters} parameters, one patch of {int(patch[0])}x{int(patch[1])} a slice"
     )
     return run, text
+
+
+def augmentation_makers(stack: np.ndarray) -> dict[str, Maker]:
+    """Slabs of training slices, varied by this package, by the kinds of it that MONAI has too, and by MONAI.
+
+    Parameters
+    ----------
+    stack
+        Prepared slices (n, H, W).
+    """
+    brain = stack > stack.min()
+    lesions = brain & (stack >= np.quantile(stack[brain], 0.99))  # somewhere; only time is looked at
+    scan = PreparedScan("peers", "peers", stack.astype(np.float16), brain, lesions, np.zeros(3), USUAL_LESION_Z)
+    recipe = load_recipe("default", [])
+    count, size = recipe.slab_slices, recipe.size
+    centre = np.array(stack.shape) // 2
+
+    def ours(augmentation: Augmentation, what: str) -> tuple[Run, str]:
+        rng = np.random.default_rng(0)
+
+        def run() -> None:
+            for _ in range(SLABS):
+                cut(scan, centre, count, size, augmentation, [lesions_of(scan)], rng)
+
+        return run, f"this package's {what}"
+
+    def monai() -> tuple[Run, str]:
+        from monai import transforms
+
+        share, both = recipe.augmentation, ["image", "label"]
+        vary = transforms.Compose(
+            [
+                *(transforms.RandFlipd(both, prob=share.flip, spatial_axis=axis) for axis in (0, 1)),
+                transforms.RandAffined(
+                    both,
+                    spatial_size=(size, size),
+                    prob=share.rotate_scale,
+                    rotate_range=np.deg2rad(ROTATION_DEG),
+                    scale_range=SCALE - 1,
+                    mode=("bilinear", "nearest"),
+                ),
+                transforms.Rand2DElasticd(
+                    both,
+                    spacing=(size // (DEFORMATION_KNOTS - 1),) * 2,
+                    magnitude_range=(0, DEFORMATION_PX),
+                    prob=share.deform,
+                    mode=("bilinear", "nearest"),
+                ),
+                transforms.RandBiasFieldd("image", prob=share.bias),
+                transforms.RandAdjustContrastd("image", prob=share.gamma, gamma=(0.75, 1.35)),
+                transforms.RandScaleIntensityd("image", factors=0.35, prob=share.intensity),
+                transforms.RandShiftIntensityd("image", offsets=0.3, prob=share.intensity),
+                transforms.RandGaussianSmoothd("image", prob=share.sharpness / 2),
+                transforms.RandGaussianSharpend("image", prob=share.sharpness / 2),
+                transforms.RandGaussianNoised("image", prob=share.noise, std=0.6),
+            ]
+        ).set_random_state(0)
+        part = slice(centre[0] - count // 2, centre[0] - count // 2 + count)
+        slab = {"image": torch.from_numpy(stack[part]), "label": torch.from_numpy(lesions[part].astype(np.float32))}
+
+        def run() -> None:
+            for _ in range(SLABS):
+                vary(slab)
+
+        return run, f"monai {version('monai')}'s transforms of those kinds"
+
+    alike = replace(recipe.augmentation, thickness=0.0, contrast=0.0, transplant=0.0)
+    return {
+        "alike": lambda: ours(alike, "kinds of augmentation that MONAI has too"),
+        "all": lambda: ours(recipe.augmentation, "augmentation, all kinds"),
+        "monai": monai,
+    }
 
 
 def measure(makers: Mapping[str, Maker], count: int, repeats: int) -> dict[str, Any]:
@@ -175,7 +259,12 @@ def main() -> None:
     }
     with torch.inference_mode():
         found = measure(makers | {name: peers[name] for name in order["peers"]}, len(slices) - 2, order["repeats"])
-    print(json.dumps(found), file=answers)
+    varied = augmentation_makers(slices[:, 0].numpy())
+    if "monai" not in order["peers"]:
+        del varied["monai"]
+    torch.set_num_threads(1)  # as a loader's process has
+    augmentation = measure(varied, SLABS * load_recipe("default", []).slab_slices, order["repeats"])
+    print(json.dumps({"cases": found, "augmentation": augmentation}), file=answers)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ class Work:
     flops
         A multiplication and an addition are two.
     elements
-        Values that they read and write, weights included: what must pass through memory if every other operator
-        is fused into them.
+        Values that they read and write: what must pass through memory if every other operator is fused into them.
     """
 
     flops: float

@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.fit import power_law
+from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.errors import UnavailableError
 
@@ -42,8 +45,18 @@ def thread_counts(cores: int) -> list[int]:
     return [*powers, cores]
 
 
-def scaling(order: Order, folder: Path, points: Points, cores: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Rows and, over each, the fitted power law; every row is measured in a process of its own.
+@dataclass(frozen=True)
+class Point:
+    """One warm measurement that can be repeated: its seconds, and what else is known of it afterwards."""
+
+    seconds: Callable[[], float]
+    more: Callable[[], dict[str, Any]]
+
+
+def scaling(
+    order: Order, folder: Path, points: Points, cores: int, repeats: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Rows and, over each, the fitted power law; every row has a process of its own, and the rounds are interleaved.
 
     Parameters
     ----------
@@ -55,40 +68,75 @@ def scaling(order: Order, folder: Path, points: Points, cores: int, say: Callabl
         At what.
     cores
         Largest number of threads.
+    repeats
+        Rounds; the median counts.
     say
         Told what is going on.
     """
-    found: dict[str, Any] = {"case": order.case["name"], "steady_slices": points.steady}
+    found: dict[str, Any] = {"case": order.case["name"], "steady_slices": points.steady, "repeats": repeats}
 
-    def rows(what: str, values: Iterable[int], measure: Callable[[int], dict[str, Any]]) -> None:
-        measured = []
-        for value in values:
-            say(f"scaling: {value} {what}")
-            try:
-                measured.append({what: value, **measure(value)})
-            except UnavailableError as error:
-                measured.append({what: value, "failed": str(error)})
-        right = [row for row in measured if "failed" not in row]
-        x = [row[what] for row in right]
+    def rows(what: str, values: Sequence[int], open_point: Callable[[int], AbstractContextManager[Point]]) -> None:
+        say(f"scaling: {', '.join(map(str, values))} {what}, {repeats} rounds")
+        measured = _measure(values, open_point, repeats)
+        right = [row for row in measured.values() if "failed" not in row]
         ran = next((row["case"] for row in right if "case" in row), order.case["name"])
-        found[what] = {"case": ran, "rows": measured}
+        found[what] = {"case": ran, "rows": [{what: value, **row} for value, row in measured.items()]}
+        x = [value for value, row in measured.items() if "failed" not in row]
         for name in ("seconds", "peak_mb"):
             law = power_law(x, [row[name] for row in right]) if all(name in row for row in right) else None
             found[what][f"{name}_fit"] = None if law is None else asdict(law)
 
-    rows("slices", points.slices, lambda n: stack_row(order, folder, n, None))
-    rows("chunk", points.chunks, lambda n: stack_row(order, folder, points.steady, n))
-    rows("threads", thread_counts(cores), lambda n: stack_row(replace(order, threads=n), folder, points.steady, None))
-    rows("volumes", points.volumes, lambda n: segment_row(order, folder, n))
+    rows("slices", points.slices, lambda n: stack_point(order, folder, n, None))
+    rows("chunk", points.chunks, lambda n: stack_point(order, folder, points.steady, n))
+    rows("threads", thread_counts(cores), lambda n: stack_point(replace(order, threads=n), folder, points.steady, None))
+    rows("volumes", points.volumes, lambda n: segment_point(order, folder, n))
     return found
 
 
-def stack_row(order: Order, folder: Path, slices: int, chunk: int | None) -> dict[str, Any]:
-    """Seconds of a stack after a warm-up on the same, and peak memory of the process that computed it."""
-    with Child(order, folder, "scaling") as child:
+def _measure(
+    values: Sequence[int], open_point: Callable[[int], AbstractContextManager[Point]], repeats: int
+) -> dict[int, dict[str, Any]]:
+    """What was found for each value; where it fails, why."""
+    measured: dict[int, dict[str, Any]] = {value: {} for value in values}
+
+    def told(value: int, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except UnavailableError as error:
+            measured[value] = {"failed": str(error)}
+
+    with ExitStack() as stack:
+        points = {value: told(value, partial(stack.enter_context, open_point(value))) for value in values}
+        rounds = {value: partial(told, value, point.seconds) for value, point in points.items() if point is not None}
+        for value, seconds in interleaved(rounds, repeats).items():
+            times, more = spread(seconds), told(value, points[value].more)
+            if more is not None:
+                measured[value] = {"seconds": times.median, "least": times.least, "most": times.most, **more}
+    return measured
+
+
+@contextmanager
+def stack_point(order: Order, folder: Path, slices: int, chunk: int | None) -> Iterator[Point]:
+    """A stack after a warm-up on the same, and the peak memory of the process that computes it."""
+    name = f"scaling-{slices}-{chunk}-{order.threads}"
+    with Child(order, folder, name) as child:
         child.ask("open")
-        child.ask("stack", slices=slices, chunk=chunk)
-        return {**child.ask("stack", slices=slices, chunk=chunk), **child.ask("memory")}
+        again = partial(child.ask, "stack", slices=slices, chunk=chunk)
+        again()
+        yield Point(lambda: float(again()["seconds"]), partial(child.ask, "memory"))
+
+
+@contextmanager
+def segment_point(order: Order, folder: Path, volumes: int) -> Iterator[Point]:
+    """`lesionrt segment` on several copies of the volume in one run, from its start to its end."""
+    case: dict[str, Any] = {}
+
+    def once() -> float:
+        row = segment_row(order, folder, volumes)
+        case["case"] = row["case"]
+        return float(row["seconds"])
+
+    yield Point(once, lambda: case)
 
 
 def segment_row(order: Order, folder: Path, volumes: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,8 @@ from lesionrt.runtime.bundle import REFERENCE, load_bundle
 from lesionrt.runtime.chunks import default_chunk, infer_in_chunks
 from lesionrt.runtime.outputs import plan_jobs, write_results
 from lesionrt.runtime.parity import load_reference
-from lesionrt.runtime.prepare import HALO, prepare_volume
-from lesionrt.runtime.segmenter import Segmenter
-from lesionrt.runtime.volume import nonzero_brain, read_flair
+from lesionrt.runtime.prepare import HALO
+from lesionrt.runtime.segmenter import Segmenter, load_volume
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,27 @@ class Worker:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._bundle = load_bundle(Path(order.bundle))
-        self._result = np.empty(0, np.float32)
+        self._result = np.empty(0, np.float32)  # of the last stack, and of the last whole volume
+        self._volume = np.empty(0, np.float32)
 
     def open(self) -> dict[str, Any]:
-        """Read and prepare the volume, load the network."""
-        start = time.perf_counter()
-        volume = read_flair(Path(self._order.flair))
-        brain = nonzero_brain(volume)
-        read = time.perf_counter()
-        self._slices = prepare_volume(volume, brain, self._bundle.preparation, self._bundle.size_multiple).slices
-        first, count = self._order.slab
-        self._slab = np.ascontiguousarray(self._slices[first : first + count])
-        prepared = time.perf_counter()
+        """Load the network, read and prepare the volume meanwhile: as ``lesionrt segment`` does."""
         order = self._order
         checkpoint = None if order.checkpoint is None else Path(order.checkpoint)
         case = Case(**order.case)
-        self._backend = open_case(case, self._bundle, checkpoint, Path(order.window_graph), order.threads).__enter__()
-        loaded = time.perf_counter()
+        with ThreadPoolExecutor(1) as reader:
+            reading = reader.submit(load_volume, self._bundle, Path(order.flair))
+            start = time.perf_counter()
+            opened = open_case(case, self._bundle, checkpoint, Path(order.window_graph), order.threads)
+            self._backend = opened.__enter__()
+            load = time.perf_counter() - start
+            loaded = reading.result()
+        self._slices = loaded.prepared.slices
+        first, count = order.slab
+        self._slab = np.ascontiguousarray(self._slices[first : first + count])
         return {
-            "read": read - start,
-            "prepare": prepared - read,
-            "load": loaded - prepared,
+            **loaded.seconds,
+            "load": load,
             "library": self._backend.library,
             "device": self._backend.device,
             "halo_chunk": self._halo_chunk(),
@@ -98,14 +98,26 @@ class Worker:
         index = np.arange(slices + 2 * HALO) % len(self._slab)
         return self._timed(self._slab[index], chunk)
 
+    def warm_up(self) -> dict[str, Any]:
+        """As many slices as a volume's pieces have; the last stack's probabilities stay what they were."""
+        result = self._result
+        self.stack(default_chunk(*self._slab.shape[2:]), None)
+        self._result = result
+        return {}
+
     def reference(self, path: str) -> dict[str, Any]:
         """The bundle's own reference slices; their probabilities are saved."""
         self._timed(load_reference(self._bundle.checked(REFERENCE)).slices, None)
         return self.save(path)
 
     def save(self, path: str) -> dict[str, Any]:
-        """The last probabilities, into a file."""
+        """The last stack's probabilities, into a file."""
         np.save(path, self._result)
+        return {}
+
+    def save_volume(self, path: str) -> dict[str, Any]:
+        """The last whole volume's probabilities, into a file."""
+        np.save(path, self._volume)
         return {}
 
     def volume(self) -> dict[str, Any]:
@@ -117,6 +129,7 @@ class Worker:
             segmented = time.perf_counter()
             write_results(found, plan_jobs([Path(self._order.flair)], Path(folder)).jobs[0])
             end = time.perf_counter()
+        self._volume = np.asarray(found.probability.dataobj)
         stages = found.report["seconds"]
         stages = {
             "read": stages["read"],

@@ -92,17 +92,14 @@ def export_bundle(
     """
     choose(PROOF_BACKEND)
     out = out.resolve()  # a link stays and what it names is replaced; the current folder has a name too
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists already; give --force to replace it, or another folder")
-    if out.exists():
-        _check_is_bundle(out)
+    _check_place(out, force)
     tolerances = tolerances or EXPORT_TOLERANCES
     partial = beside(out)
     try:
         try:
             partial.mkdir(parents=True)
             rows = _build(checkpoint, checkpoint_sha256, partial, precisions, tolerances, slices, say, card or {})
-            _replace(out, partial)
+            _replace(out, partial, force)
         except OSError as error:
             raise OutputError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
     finally:
@@ -110,14 +107,18 @@ def export_bundle(
     return rows
 
 
-def _check_is_bundle(out: Path) -> None:
-    """Refuse to replace what is no bundle, or holds somebody's other files too.
+def _check_place(out: Path, force: bool) -> None:
+    """Refuse to replace a bundle unasked, and what is no bundle or holds somebody's other files too; an empty folder may be.
 
     Raises
     ------
     OutputError
         Naming what it holds.
     """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise OutputError(f"{out} exists already; give --force to replace it, or another folder")
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         known = {MANIFEST, *manifest["files"]} if manifest["format"] == FORMAT else set()
@@ -145,7 +146,8 @@ def _build(
     network, multiple = checkpoint.network, checkpoint.network.config.size_multiple
     say("PyTorch float32, window by window, on phantom slices")
     large = phantom_slices(checkpoint.preparation, multiple, max(STACKS) + 2)
-    small = _centre(large, 2 * multiple, 3 * multiple)  # of very deep networks the same
+    # A quarter of the phantom holds neither with more than six levels.
+    small = _centre(large, 2 * multiple, 3 * multiple) if multiple <= 64 else _centre(large, multiple, 2 * multiple)
     probabilities = [window_probabilities(network, stack) for stack in (large, small)]
     reference = Reference(large, probabilities[0], checkpoint_sha256, "phantom slices")
     save_reference(reference, folder / REFERENCE)
@@ -284,7 +286,9 @@ def _checked_ranges(checkpoint: Checkpoint, slices: np.ndarray, source: str, say
 
 
 def _centre(stack: np.ndarray, height: int, width: int) -> np.ndarray:
-    height, width = min(height, stack.shape[2]), min(width, stack.shape[3])
+    """The middle of each slice, or more around it, which repeats its edge."""
+    pads = [max(0, wanted - have) for wanted, have in zip((height, width), stack.shape[2:], strict=True)]
+    stack = np.pad(stack, ((0, 0), (0, 0), *((pad // 2, pad - pad // 2) for pad in pads)), mode="edge")
     top, left = (stack.shape[2] - height) // 2, (stack.shape[3] - width) // 2
     return np.ascontiguousarray(stack[:, :, top : top + height, left : left + width])
 
@@ -297,13 +301,14 @@ def _write_manifest(manifest: dict[str, Any], folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _replace(out: Path, partial: Path) -> None:
+def _replace(out: Path, partial: Path, force: bool) -> None:
     """Put the finished folder in place; the old one is there until the moment of the swap."""
     if not out.exists():
         partial.rename(out)
         return
     old = beside(out)
     with locked(out):  # an engine may be being added
+        _check_place(out, force)  # much may have come there since the export began
         out.rename(old)
         try:
             partial.rename(out)

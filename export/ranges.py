@@ -21,7 +21,7 @@ MARGIN = 8.0
 
 @dataclass(frozen=True)
 class ProductRange:
-    """One block's product y * r (y's share of the sum included).
+    """One block's product y * r.
 
     Attributes
     ----------

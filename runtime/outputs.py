@@ -14,7 +14,6 @@ from lesionrt.runtime.errors import OutputError, UsageError
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.lesions import lesion_table
 from lesionrt.runtime.nifti import SUFFIXES, stem_of
-from lesionrt.runtime.overlay import draw_overlay
 from lesionrt.runtime.segmenter import Segmentation
 
 # Endings of our files, and those in BIDS derivatives (BIDS 1.10, "Derivatives: Imaging").
@@ -221,6 +220,8 @@ def write_results(
         "table": lesion_table(result.lesions).encode(),
     }
     if overlay:
+        from lesionrt.runtime.overlay import draw_overlay  # Pillow only where it draws: it takes time to load
+
         content["overlay"] = draw_overlay(result)
     if probabilities:
         content["probability"] = nifti_bytes(result.probability)

@@ -219,7 +219,7 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         verdict = "FAILED" if row["findings"] else "ok"
         lines += [
             f"{row['precision']} on {row['backend']} ({row['library']}, {row['device']}), {row['what']}: {verdict}",
-            *([f"  engine               {row['engine']}"] if row.get("engine") else []),
+            *(f"  {kind:<20} {row[kind]}" for kind in ("engine", "graph") if row.get(kind)),
             f"  shape                {'x'.join(map(str, result['shape']))}",
             f"  maximum difference   {result['max_difference']:.3g} ({maximum})",
             f"  99.9th percentile    {result['percentile_difference']:.3g} (at most {tolerance['percentile']:g})",
@@ -239,4 +239,7 @@ def _mask_bounds(row: Mapping[str, Any]) -> tuple[str, str]:
     if not row["masks_count"]:
         return "not judged: untrained model", "not judged: untrained model"
     tolerance = row["tolerance"]
-    return f"at least {tolerance['dice']:g}", f"at most max(2, {tolerance['flipped_share']:.2%})"
+    return (
+        f"at least {tolerance['dice']:g} where more than 2 voxels flip",
+        f"at most max(2, {tolerance['flipped_share']:.2%})",
+    )

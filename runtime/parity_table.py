@@ -22,7 +22,7 @@ def table_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     result = row["comparison"]
     return (
-        row["backend"],
+        f"{row['backend']}, {row['graph']}" if row.get("graph") else row["backend"],
         row["precision"],
         f"{result['max_difference']:.2g}",
         f"{result['percentile_difference']:.2g}",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Backend
 from lesionrt.runtime.backends.choice import BackendChoice, Chosen
-from lesionrt.runtime.bundle import UNTRAINED, load_bundle
+from lesionrt.runtime.bundle import UNTRAINED, Bundle, load_bundle
 from lesionrt.runtime.errors import BundleError, UsageError
 from lesionrt.runtime.lesions import CONNECTIVITY, Lesion, find_lesions
 from lesionrt.runtime.prepare import Prepared, prepare_volume
@@ -66,13 +66,38 @@ class Loaded:
     seconds: dict[str, float]
 
 
+def load_volume(bundle: Bundle, flair: Source, brain_mask: Source | None = None) -> Loaded:
+    """Read and prepare one volume as a bundle's network wants it; needs no backend, so another thread may do it meanwhile.
+
+    Parameters
+    ----------
+    bundle
+        The model.
+    flair, brain_mask
+        As :class:`Segmenter` takes them.
+
+    Raises
+    ------
+    VolumeError
+        If a volume cannot be used.
+    """
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "read"):
+        volume = read_flair(_source(flair))
+        mask_volume = None if brain_mask is None else read_brain_mask(_source(brain_mask), volume)
+        brain = nonzero_brain(volume) if mask_volume is None else mask_volume.data > BRAIN_MASK_OVER
+    with _timed(seconds, "prepare"):
+        prepared = prepare_volume(volume, brain, bundle.preparation, bundle.size_multiple)
+    return Loaded(volume, mask_volume, brain, prepared, seconds)
+
+
 class Segmenter:
     """Segments FLAIR volumes with a model that is loaded once; a context manager.
 
     Parameters
     ----------
     model
-        A bundle's folder; None for the default model.
+        A bundle or its folder; None for the default model.
     backend
         One of :data:`lesionrt.runtime.backends.NAMES`; or ``auto``, for the fastest that takes the volume; or one that
         :func:`lesionrt.runtime.backends.open_backend` gave, which stays open.
@@ -105,7 +130,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path | Bundle | None = None,
         *,
         backend: str | Backend = "auto",
         threshold: float | None = None,
@@ -121,7 +146,7 @@ class Segmenter:
             raise UsageError(f"chunk is {chunk}; expected at least 1")
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is {threads}; expected 1 to {MOST_THREADS}")
-        self.bundle = load_bundle(DEFAULT_MODEL if model is None else Path(model))
+        self.bundle = model if isinstance(model, Bundle) else load_bundle(Path(model or DEFAULT_MODEL))
         self.threshold = self.bundle.threshold if threshold is None else threshold
         self.min_lesion_mm3 = min_lesion_mm3
         self.chunk = chunk
@@ -150,7 +175,7 @@ class Segmenter:
     def __call__(
         self, flair: Source, brain_mask: Source | None = None, progress: Progress | None = None
     ) -> Segmentation:
-        """Segment one volume: :meth:`read` and :meth:`segment`.
+        """Segment one volume: :func:`load_volume` and :meth:`segment`.
 
         Parameters
         ----------
@@ -170,27 +195,10 @@ class Segmenter:
         UnavailableError
             If the backend fails.
         """
-        return self.segment(self.read(flair, brain_mask), progress)
-
-    def read(self, flair: Source, brain_mask: Source | None = None) -> Loaded:
-        """Read and prepare one volume; may be done in another thread while this one segments the volume before.
-
-        Raises
-        ------
-        VolumeError
-            If a volume cannot be used.
-        """
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "read"):
-            volume = read_flair(_source(flair))
-            mask_volume = None if brain_mask is None else read_brain_mask(_source(brain_mask), volume)
-            brain = nonzero_brain(volume) if mask_volume is None else mask_volume.data > BRAIN_MASK_OVER
-        with _timed(seconds, "prepare"):
-            prepared = prepare_volume(volume, brain, self.bundle.preparation, self.bundle.size_multiple)
-        return Loaded(volume, mask_volume, brain, prepared, seconds)
+        return self.segment(load_volume(self.bundle, flair, brain_mask), progress)
 
     def segment(self, loaded: Loaded, progress: Progress | None = None) -> Segmentation:
-        """Segment what :meth:`read` gave.
+        """Segment what :func:`load_volume` gave.
 
         Raises
         ------

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lesionrt.runtime.backends import Backend, each_engine, open_backend
+from lesionrt.runtime.backends import Backend, each_way, open_backend
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.errors import InputError, StackError
@@ -58,7 +58,7 @@ def verify(
     rows, left_out = [], {}
     for precision, tolerance in tolerances.items():
         refusals = []
-        candidates = each_engine(backend, bundle, precision)
+        candidates = each_way(backend, bundle, precision)
         for candidate in candidates:
             with opener(backend, candidate, precision) as network:
                 try:
@@ -89,6 +89,7 @@ def compare_backend(
         "library": backend.library,
         "device": backend.device,
         "engine": getattr(backend, "engine_file", None),
+        "graph": getattr(backend, "graph", None),
         "what": reference.source,
         "tolerance": asdict(tolerance),
         "masks_count": bundle.model.trained,

@@ -83,7 +83,29 @@ def _check_state(network: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         raise ValueError(f"entry {other[0]!r} of its state is no named tensor; save the checkpoint again")
     config = NetworkConfig(**network)
     with torch.device("meta"):
-        Network(config).load_state_dict(state, assign=True)  # lists every key that differs
+        expected = Network(config)
+    kinds = {name: value.dtype for name, value in expected.state_dict().items()}
+    # A plain dict: the state's own metadata would carry `assign` on to the next one who loads it.
+    expected.load_state_dict(dict(state), assign=True)  # lists every key that differs
+    for name, value in state.items():
+        if value.dtype != kinds[name]:
+            raise ValueError(
+                f"entry {name!r} of its state is {value.dtype}; expected {kinds[name]}: save it in that type"
+            )
+    check_numbers(state)
+
+
+def check_numbers(state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights with which nothing can be computed.
+
+    Raises
+    ------
+    ValueError
+        Naming the first entry that holds anything but finite real numbers.
+    """
+    for name, value in state.items():
+        if value.is_meta or value.is_complex() or not torch.isfinite(value).all():
+            raise ValueError(f"entry {name!r} holds more than finite real numbers; train or save the network again")
 
 
 def read_torch_file(path: Path) -> Any:

@@ -249,7 +249,7 @@ def run_fold(
                 left_out=[*fold.test, *left_out],
             )
         except Interrupted as error:
-            message = f"{model}: stopped, its state is written; the same command continues it"
+            message = f"{model}: stopped, what it learned is written; the same command continues it"
             raise Interrupted(message, error.exit_code - 128) from error
     wanted = {OWN: (dataset, fold.test)} | ({OTHER: other} if other else {})
     for name, (source, scans) in wanted.items():

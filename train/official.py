@@ -8,7 +8,7 @@ from torch import Tensor
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import CheckpointError
 from lesionrt.runtime.prepare import SLICE_MIN_MAX, Preparation
-from lesionrt.train.checkpoint import Checkpoint, read_torch_file
+from lesionrt.train.checkpoint import Checkpoint, check_numbers, read_torch_file
 from lesionrt.train.model import Network, NetworkConfig
 
 # Our module names, and theirs.
@@ -87,7 +87,7 @@ def import_official(path: Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If the file is damaged, holds no ``model_state`` or one of another network.
+        If the file is damaged, holds no ``model_state`` or one of another network, or weights that are no finite numbers.
     """
     content = read_torch_file(path)
     state = content.get("model_state") if isinstance(content, Mapping) else None
@@ -97,6 +97,10 @@ def import_official(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: holds no 'model_state' of named tensors; expected a checkpoint of the authors' train.py"
         )
+    try:
+        check_numbers(state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint(
         network=network_from_official(state, str(path)),
         # Their slices' orientation is not recorded: x and y in the array order of an LAS volume, as in the test vectors.

@@ -148,8 +148,16 @@ class Run:
         validation: Sequence[PreparedScan],
         say: Say,
         progress: Callable[[Progress], None],
-    ) -> None:
-        """All steps from the present one on."""
+    ) -> int:
+        """All steps from the present one on; the signal that came during the last one, 0 for none.
+
+        Raises
+        ------
+        DatasetError
+            If the loss is not finite.
+        Interrupted
+            After SIGINT or SIGTERM before the last step, when the state is written.
+        """
         objective: nn.Module = Objective(self.network, self.recipe)
         if self.world > 1:
             objective = DistributedDataParallel(objective)
@@ -160,7 +168,7 @@ class Run:
             num_workers=workers,
             worker_init_fn=ignore_signals,
         )
-        began, first = time.perf_counter(), self.step
+        began, first, signum = time.perf_counter(), self.step, 0
         with signals() as caught:
             for slices, lesions in loader:
                 loss = self._advance(objective, slices, lesions, samples.batches)
@@ -181,6 +189,7 @@ class Run:
                         f"stopped after step {self.step} of {samples.batches}; {self.out / STATE} is written, continue with --resume",
                         signum,
                     )
+        return signum
 
     def _advance(self, objective: nn.Module, slices: Tensor, lesions: Tensor, steps: int) -> float:
         """One step; its loss."""

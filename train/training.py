@@ -7,7 +7,7 @@ import numpy as np
 import torch.distributed as dist
 
 from lesionrt.runtime.bundle import ModelInfo
-from lesionrt.runtime.errors import DatasetError, OutputError
+from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError
 from lesionrt.runtime.files import sha256
 from lesionrt.train.augment import Lesions, read_lesions
 from lesionrt.train.cache import PreparedScan, contents, load_scan
@@ -69,7 +69,7 @@ def train(
     DatasetError
         If the scans do not fit the recipe, or the run that of `out`, or the loss is not finite.
     Interrupted
-        After SIGINT or SIGTERM, when the state is written.
+        After SIGINT or SIGTERM, when the state is written, or the checkpoint after the last step.
     OutputError
         If `out` holds another run or cannot be written.
     """
@@ -131,7 +131,7 @@ def train(
         )
         if resume:
             run.load_state()
-        run.fit(samples, held, say, progress)
+        signum = run.fit(samples, held, say, progress)
         learned = ", ".join(scan.name for scan in train_scans)
         if recipe.keep == "best":
             learned += f"; epoch chosen on {', '.join(scan.name for scan in validation_scans)}"
@@ -146,7 +146,10 @@ def train(
             description=f"{recipe.sampling}, {samples.batches} steps",
             training_data=learned,
         )
-        return run.finish(info)
+        path = run.finish(info)
+    if signum:  # whoever asked to stop does not want what comes next
+        raise Interrupted(f"stopped after the last step; {path} is written", signum)
+    return path
 
 
 def _check_images(trained: Sequence[Scan], held: Sequence[Scan]) -> None:

@@ -15,8 +15,8 @@ from lesionrt.runtime.errors import UnavailableError, UsageError
 Arrays = Mapping[str, NDArray[np.float32]]
 # Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`, which are told the name; one that
 # does not run every graph of a bundle also has `bundle_problem` and `precisions`, one that runs engines, which are built for one
-# device, `runnable`, one whose library takes long to load `early_probe`, one that is not always faster than those after it
-# `slower_because`.
+# device, `runnable`, one that runs some graph of several of a precision `each_graph`, one whose library takes long to load
+# `early_probe`, one that is not always faster than those after it `slower_because`.
 _MODULES = {
     "tensorrt": "lesionrt.runtime.backends.engine",
     "rtx": "lesionrt.runtime.backends.engine",
@@ -118,9 +118,12 @@ def needs_engine(name: str) -> bool:
     return hasattr(import_module(_MODULES[name]), "runnable")
 
 
-def each_engine(name: str, bundle: Bundle, precision: str) -> list[Bundle]:
-    """A bundle once for each engine from which a backend would choose, with that engine alone; once where it needs none."""
+def each_way(name: str, bundle: Bundle, precision: str) -> list[Bundle]:
+    """A bundle once for each engine from which a backend would choose, with that engine alone, or for each graph; once of others."""
     module = import_module(_MODULES[name])
+    if hasattr(module, "each_graph"):
+        graphs: list[Bundle] = module.each_graph(bundle, precision)
+        return graphs
     engines = module.runnable(name, bundle, precision) if hasattr(module, "runnable") else []
     return [replace(bundle, manifest={**bundle.manifest, "engines": [each.entry]}) for each in engines] or [bundle]
 

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU."""
 
 import platform
+from dataclasses import replace
 
 from lesionrt.runtime.backends import Backend, Probe
 from lesionrt.runtime.backends.onnx_session import OnnxSession, probe_library
@@ -23,6 +24,15 @@ def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None)
     if graph is None:
         return OnnxSession(name, device(), bundle.graph(precision), precision, PROVIDER, threads)
     return OnnxStream(name, device(), graph, precision, PROVIDER, threads)
+
+
+def each_graph(bundle: Bundle, precision: str) -> list[Bundle]:
+    """A bundle as it is run here, and without the graphs that keep the state: the plain one is what GPUs and engines take."""
+    kinds = (STREAM_GRAPHS, BLOCKED_GRAPHS)
+    if bundle.stream_graph(precision, *kinds) is None:
+        return [bundle]
+    plain = {key: value for key, value in bundle.manifest.items() if key not in kinds}
+    return [bundle, replace(bundle, manifest=plain)]
 
 
 def device() -> str:

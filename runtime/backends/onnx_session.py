@@ -17,7 +17,7 @@ from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 from lesionrt.runtime.processor import cores
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
-_INSTALLS = {"cpu": "onnxruntime", "gpu": "'onnxruntime-gpu[cuda,cudnn]'"}
+_INSTALLS = {"onnxruntime": "onnxruntime", "onnxruntime-gpu": "'onnxruntime-gpu[cuda,cudnn]'"}
 # Memory that was not given, in the words of its arenas, of C++, of CUDA and of NumPy.
 _ALLOCATION = re.compile(r"alloc|out of memory", re.IGNORECASE)
 
@@ -41,7 +41,8 @@ def probe_library(name: str, device: str, extra: str) -> Probe:
     try:
         load()
     except UnavailableError as error:
-        return Probe(name, library, device, str(error), f"Run: pip install --force-reinstall {_INSTALLS[extra]}")
+        broken = [_INSTALLS[distribution] for distribution in installed()] or ["onnxruntime"]
+        return Probe(name, library, device, str(error), f"Run: pip install --force-reinstall {broken[0]}")
     return Probe(name, library, device)
 
 
@@ -116,7 +117,7 @@ class OnnxSession:
         self._check_names(
             graph, *([value.name for value in found()] for found in (session.get_inputs, session.get_outputs))
         )
-        self.name, self.device, self.precision = name, device, precision
+        self.name, self.device, self.precision, self.graph = name, device, precision, graph.name
         self.library = f"onnxruntime {ort.__version__}"
         self._session: Any = session
 

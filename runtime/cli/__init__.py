@@ -55,8 +55,8 @@ def main() -> None:
         sys.exit(UnavailableError.exit_code)
     except OSError as error:
         # Such as a name too long or a folder that may not be entered, wherever a path is first looked at.
-        named = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {named}cannot be used ({error.strerror or error}); give another path", file=sys.stderr)
+        named = "what is printed" if error.filename is None else error.filename
+        print(f"error: {named}: cannot be used ({error.strerror or error}); give another path", file=sys.stderr)
         sys.exit(InputError.exit_code)
 
 

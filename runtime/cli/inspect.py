@@ -52,7 +52,7 @@ def _show(bundle: "Bundle", findings: dict[str, str | None]) -> None:
     for section, text in manifest.get("card", {}).items():
         lines = [f"{scan}: {figure}" for scan, figure in text.items()] if isinstance(text, dict) else [text]
         for line in lines:
-            print(f"  {section:<12} {line}")
+            print(f"  {section:<12} {' '.join(line.split())}")
     products = manifest.get("attention_products")
     if products:
         print(f"  attention    largest product {products['largest']:.4g} on slices of {products['slices']}")

@@ -75,9 +75,10 @@ def needs(extra: str) -> Iterator[None]:
                 f"{name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'"
             ) from error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        library = name.partition(".")[0]
         raise UnavailableError(
             f"a library that this command needs is installed but cannot be loaded ({first}). "
-            f"Run: pip install --force-reinstall 'lesionrt[{extra}]'"
+            + (f"Run: pip install --force-reinstall {library}" if library else "Install that library again")
         ) from error
 
 

@@ -3,8 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,9 +55,10 @@ def command(
 ) -> None:
     """Segment lesions: mask, table and report for each volume, on the volume's own grid."""
     from lesionrt.runtime.backends.cuda import DeviceError
+    from lesionrt.runtime.bundle import load_bundle
     from lesionrt.runtime.errors import InputError, UnavailableError
-    from lesionrt.runtime.outputs import plan_jobs
-    from lesionrt.runtime.segmenter import Segmenter
+    from lesionrt.runtime.outputs import check_free, plan_jobs
+    from lesionrt.runtime.segmenter import DEFAULT_MODEL, Segmenter, load_volume
 
     check_folder(out)
     plan = plan_jobs(flair, out, brain_mask)
@@ -72,21 +73,34 @@ def command(
         _tell({"input": str(path), "error": f"{path}: {problem}"}, as_json)
     if not plan.jobs:
         raise typer.Exit(InputError.exit_code)
-    with Segmenter(
-        model, backend=backend, threshold=threshold, min_lesion_mm3=min_lesion_mm3, chunk=chunk, threads=threads
-    ) as segmenter:
-        if not as_json:
-            chosen = f"backend {segmenter.backend.name} ({segmenter.chosen_because})"
-            print(f"model {segmenter.bundle.name}, {chosen}", file=sys.stderr)
-        for job, read in _read_ahead(plan.jobs, lambda job: _read(segmenter, job, brain_mask, force)):
-            start = time.perf_counter()
-            try:
-                line = _segment(segmenter, job, read(), probabilities, overlay, force, as_json)
-            except (InputError, UnavailableError, OSError, MemoryError) as error:
-                line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
-                # A volume that cannot be computed, as for lack of memory, is as bad as one that cannot be read.
-                failures[job.flair] = (DeviceError if isinstance(error, DeviceError) else InputError).exit_code
-            _tell(line, as_json, time.perf_counter() - start)
+    bundle = load_bundle(model or DEFAULT_MODEL)
+
+    def read(job: "Job") -> "Loaded":
+        if not force:
+            check_free(job)
+        return load_volume(bundle, job.flair, brain_mask)
+
+    # The first volume is read and prepared while the network loads, each other one while that before it is computed.
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, plan.jobs[0])
+        with Segmenter(
+            bundle, backend=backend, threshold=threshold, min_lesion_mm3=min_lesion_mm3, chunk=chunk, threads=threads
+        ) as segmenter:
+            if not as_json:
+                chosen = f"backend {segmenter.backend.name} ({segmenter.chosen_because})"
+                print(f"model {bundle.name}, {chosen}", file=sys.stderr)
+            for number, job in enumerate(plan.jobs):
+                loaded = ahead
+                if job is not plan.jobs[-1]:
+                    ahead = reader.submit(read, plan.jobs[number + 1])
+                start = time.perf_counter()
+                try:
+                    line = _segment(segmenter, job, loaded.result(), probabilities, overlay, force, as_json)
+                except (InputError, UnavailableError, OSError, MemoryError) as error:
+                    line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
+                    # A volume that cannot be computed, as for lack of memory, is as bad as one that cannot be read.
+                    failures[job.flair] = (DeviceError if isinstance(error, DeviceError) else InputError).exit_code
+                _tell(line, as_json, time.perf_counter() - start)
     total = len(plan.jobs) + len(plan.unusable)
     if total > 1 and not as_json:
         print(f"{total - len(failures)} of {total} inputs segmented")
@@ -94,26 +108,6 @@ def command(
         print(f"{len(failures)} of {total} failed:", *(f"  {path}" for path in failures), sep="\n", file=sys.stderr)
     if failures:
         raise typer.Exit(max(failures.values()))  # a device that is lost weighs more than a bad volume
-
-
-def _read_ahead(
-    jobs: Sequence["Job"], read: Callable[["Job"], "Loaded"]
-) -> Iterator[tuple["Job", Callable[[], "Loaded"]]]:
-    """Each job with what gives its volume; the next one is read and prepared while this one is computed."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead: list[Future[Loaded]] = []
-        for number, job in enumerate(jobs):
-            now = ahead.pop() if ahead else reader.submit(read, job)
-            ahead = [reader.submit(read, following) for following in jobs[number + 1 : number + 2]]
-            yield job, now.result
-
-
-def _read(segmenter: "Segmenter", job: "Job", brain_mask: Path | None, force: bool) -> "Loaded":
-    from lesionrt.runtime.outputs import check_free
-
-    if not force:
-        check_free(job)
-    return segmenter.read(job.flair, brain_mask)
 
 
 def _segment(

@@ -87,6 +87,11 @@ def command(
         check_new(save_reference, force)
     if bisect_tolerance is not None and not math.isfinite(bisect_tolerance):
         raise UsageError(f"--bisect-tolerance is {bisect_tolerance}; expected a number")
+    bounds_given = (max_difference, percentile_difference, min_dice, max_flipped)
+    if bisect and (backend != "auto" or any(bound is not None for bound in bounds_given)):
+        raise UsageError(
+            "--bisect runs on the CPU by its own tolerance: give no --backend, and --bisect-tolerance alone"
+        )
     loaded = load_bundle(bundle)
     if bisect:
         known = _reference(loaded, reference, flair, save_reference)

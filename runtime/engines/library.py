@@ -65,7 +65,8 @@ def load(flavour: str) -> Any:
         module = import_module(library.module)
     except (ImportError, OSError, RuntimeError) as error:
         raise UnavailableError(
-            f"{library.title} is installed but cannot be loaded ({error}). Run: pip install --force-reinstall 'lesionrt[{flavour}]'"
+            f"{library.title} is installed but cannot be loaded ({error}). "
+            f"Run: pip install --force-reinstall {library.module.replace('_', '-')}"
         ) from error
     _check_age(library, module)
     return module

@@ -13,6 +13,8 @@ from typing import Any
 import onnx
 import pytest
 
+from lesionrt.benchmarks.bench import Request
+from lesionrt.benchmarks.bench import bench as measure
 from lesionrt.benchmarks.bench_table import readme_table
 from lesionrt.benchmarks.cases import find_cases
 from lesionrt.benchmarks.child import Child
@@ -51,8 +53,8 @@ def bench(run: Any, small_flair: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def quick(bench: Any, tiny_bundle: Path, tiny_checkpoint: Path) -> Result:
-    return bench(tiny_bundle, "--reference", tiny_checkpoint, "--repeats", 2)  # type: ignore[no-any-return]
+def quick(bench: Any, tiny_bundle: Path) -> Result:
+    return bench(tiny_bundle, "--repeats", 2)  # type: ignore[no-any-return]
 
 
 def one_pass(quick: Result, slices: int, chunk: int | None) -> float:
@@ -70,8 +72,8 @@ def test_every_case_that_runs_has_its_figures(quick: Result) -> None:
         assert row["skipped"] is None, row
         assert row["slab"]["count"] in (1, 2)
         assert row["slab"]["least"] <= row["slab"]["median"] <= row["slab"]["most"]
-        # That case alone keeps its state.
-        chunk = None if name == "cpu-fp32" else default_chunk(*quick.report["volume"]["height_width"])
+        # All but that case keep their state.
+        chunk = None if name != "cpu-fp16" else default_chunk(*quick.report["volume"]["height_width"])
         one = 1 / 12 if name in ("authors", "window-onnx") else None
         share = one or one_pass(quick, total, chunk) / one_pass(quick, 12, chunk) / total
         assert row["s_per_slice"] == pytest.approx(row["slab"]["median"] * share)
@@ -93,11 +95,22 @@ def test_every_case_that_runs_has_its_figures(quick: Result) -> None:
     assert quick.report["scaling"] is None
 
 
+def test_without_a_checkpoint_it_is_restored_from_the_bundle(quick: Result) -> None:
+    assert quick.report["checkpoint"] == "restored from the bundle"
+    for text in (quick.screen, quick.page):
+        assert "restored from the bundle" in text
+        assert "is not the checkpoint" not in text
+
+
 def test_window_by_window_cases_are_scaled_and_the_fast_ones_measured_whole(quick: Result) -> None:
     slices = quick.report["volume"]["slices"]
     authors, fast = quick.row("authors"), quick.row("cpu-fp32")
     assert authors["volume_scaled"]
     assert authors["volume_s"] == pytest.approx(authors["s_per_slice"] * slices)
+    assert authors["times_faster_volume"] == 1
+    # Its slab is timed again in turns with the volumes.
+    beside = authors["slab_beside_volumes"]["median"] / 12 * slices
+    assert fast["times_faster_volume"] == pytest.approx(beside / fast["volume_s"])
     assert not fast["volume_scaled"]
     assert set(fast["stages"]) == {"read", "prepare", "transfer", "compute", "restore", "write"}
     assert fast["stages"]["transfer"] == 0  # nothing leaves the CPU
@@ -111,6 +124,29 @@ def test_memory_is_read_after_the_slices_and_again_after_the_volume(quick: Resul
     fast = quick.row("cpu-fp32")
     assert 30 < fast["peak_mb"] <= fast["peak_volume_mb"]  # reading, restoring and writing come on top
     assert "peak after whole volumes, MB" in quick.page
+
+
+def test_whole_volumes_are_compared_too(quick: Result) -> None:
+    whole = [row for row in quick.report["cases"] if row["volume"]]
+    assert len(whole) >= 2
+    assert quick.report["volume_reference"] == "torch-fp32"
+    for row in whole:
+        assert row["volume_parity"]["max_difference"] <= (1e-1 if row["precision"] == "bf16" else 1e-2)
+    assert f"whole volumes are compared with {quick.report['volume_reference']}" in quick.page
+
+
+def test_a_volume_that_is_not_warmed_leaves_the_slabs_probabilities(
+    tiny_bundle: Path, tiny_checkpoint: Path, small_flair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesionrt.benchmarks.bench.WARM_UP_S", 0)  # as where a volume takes long
+    names = ("authors", "cpu-fp32")
+    report = measure(Request(tiny_bundle, small_flair, tiny_checkpoint, quick=True, repeats=1, threads=1, names=names))
+    assert report["checkpoint"] == tiny_checkpoint.name
+    assert any("only these cases were asked for: authors, cpu-fp32" in note for note in report["notes"])
+    row = next(row for row in report["cases"] if row["name"] == "cpu-fp32")
+    assert row["volume"] is not None
+    assert row["parity"]["shape"][0] == 12
+    assert not row["wrong"]
 
 
 def test_cases_that_cannot_run_say_why(quick: Result) -> None:
@@ -174,18 +210,6 @@ def test_a_wrong_case_is_shown_as_wrong_everywhere(bench: Any, tampered: Path) -
     assert found.report["baseline"] == "cpu-fp32"
 
 
-def test_without_a_checkpoint_it_is_restored_from_the_bundle(bench: Any, tiny_bundle: Path) -> None:
-    found = bench(tiny_bundle, "--repeats", 1, "--case", "authors", "--case", "cpu-fp32")
-    assert found.report["checkpoint"] == "restored from the bundle"
-    assert found.row("authors")["skipped"] is None
-    assert found.report["baseline"] == "authors"
-    assert found.row("cpu-fp32")["parity"]["percentile_difference"] <= 1e-4
-    for text in (found.screen, found.page):
-        assert "only these cases were asked for: authors, cpu-fp32" in text
-        assert "restored from the bundle" in text
-        assert "is not the checkpoint" not in text
-
-
 def test_an_unknown_case_is_wrong_usage(run: Any, tiny_bundle: Path, small_flair: Path, tmp_path: Path) -> None:
     found = run("bench", tiny_bundle, small_flair, "-o", tmp_path, "--case", "abacus", code=2)
     assert "abacus" in found.stderr
@@ -198,8 +222,9 @@ def order(bundle: Path, flair: Path, name: str = "cpu-fp32") -> Order:
 
 
 def test_scaling_has_rows_and_fits(tiny_bundle: Path, flake: Path, tmp_path: Path) -> None:
-    found = scaling(order(tiny_bundle, flake), tmp_path, Points((1, 3), (2,), (1, 2), 2), 1, lambda line: None)
+    found = scaling(order(tiny_bundle, flake), tmp_path, Points((1, 3), (2,), (1, 2), 2), 1, 2, lambda line: None)
     assert [row["slices"] for row in found["slices"]["rows"]] == [1, 3]
+    assert all(0 < row["least"] <= row["seconds"] <= row["most"] for row in found["slices"]["rows"])
     assert all(row["seconds"] > 0 and row["peak_mb"] > 30 for row in found["slices"]["rows"])
     assert set(found["slices"]["seconds_fit"]) == {"factor", "exponent", "r2"}
     assert found["chunk"]["seconds_fit"] is None  # one point
@@ -207,11 +232,19 @@ def test_scaling_has_rows_and_fits(tiny_bundle: Path, flake: Path, tmp_path: Pat
     assert all("failed" not in row for row in found["volumes"]["rows"])
 
 
+def test_a_point_that_fails_says_why_and_the_others_stand(tiny_bundle: Path, flake: Path, tmp_path: Path) -> None:
+    found = scaling(order(tiny_bundle, flake), tmp_path, Points((-3, 1), (), (), 2), 1, 1, lambda line: None)
+    failed, right = found["slices"]["rows"]
+    assert failed["slices"] == -3
+    assert set(failed) == {"slices", "failed"}
+    assert right["seconds"] > 0
+
+
 def test_volumes_are_named_by_the_precision_in_which_the_command_segments(
     tiny_bundle: Path, flake: Path, tmp_path: Path
 ) -> None:
     half = order(tiny_bundle, flake, "cpu-fp16")
-    found = scaling(half, tmp_path, Points((), (), (1,), 1), 1, lambda line: None)
+    found = scaling(half, tmp_path, Points((), (), (1,), 1), 1, 1, lambda line: None)
     assert (found["threads"]["case"], found["volumes"]["case"]) == ("cpu-fp16", "cpu-fp32")
 
 

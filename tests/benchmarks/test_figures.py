@@ -1,7 +1,9 @@
 """What the benchmark computes from its measurements, against numbers worked out by hand."""
 
+import itertools
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lesionrt.benchmarks import machine
 from lesionrt.benchmarks.fit import power_law
 from lesionrt.benchmarks.flops import model_work, slice_work
 from lesionrt.benchmarks.interleaved import interleaved, spread
@@ -75,18 +78,21 @@ def graph(op: str, weight: list[int], result: list[int], **attributes: object) -
 def test_one_convolution_is_counted_as_by_hand() -> None:
     # 2 slices of 4x6, 3 to 5 channels, 3x3 kernel: every one of 2*5*4*6 results takes 3*9 multiplications and additions.
     found = model_work(graph("Conv", [5, 3, 3, 3], [], pads=[1, 1, 1, 1]), {"x": (2, 3, 4, 6)})
-    assert found == Work(2 * (2 * 5 * 4 * 6) * 27, 2 * 3 * 24 + 5 * 27 + 2 * 5 * 24)
+    assert found == (Work(2 * (2 * 5 * 4 * 6) * 27, 2 * 3 * 24 + 2 * 5 * 24), 5 * 27)
 
 
 def test_one_transposed_convolution_is_counted_as_by_hand() -> None:
     # Every one of 1*3*2*2 inputs goes to 4 channels of a 3x3 window.
     found = model_work(graph("ConvTranspose", [3, 4, 3, 3], [], strides=[2, 2]), {"x": (1, 3, 2, 2)})
-    assert found == Work(2 * (3 * 4) * 36, 3 * 4 + 3 * 36 + 4 * 25)
+    assert found == (Work(2 * (3 * 4) * 36, 3 * 4 + 4 * 25), 3 * 36)
 
 
 def test_a_bundles_graph_costs_what_pytorch_counts(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    encode, decode = slice_work(tiny_bundle / "model_fp32.onnx", 16, 24)
+    encode, decode, weights = slice_work(tiny_bundle / "model_fp32.onnx", 16, 24)
     network = load_checkpoint(tiny_checkpoint).network
+    kernels = sum(value.numel() for value in network.parameters() if value.ndim == 4)
+    kernels -= network.first.weight[:, 1:].numel()  # grey enters once
+    assert (weights.flops, weights.elements) == (0, kernels)
     for slices in (3, 7):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.stack_logits(torch.zeros(slices, 1, 16, 24))
@@ -134,7 +140,7 @@ def test_it_starts_without_torch_and_onnx() -> None:
 
 
 def test_a_wrong_case_is_not_what_the_others_are_compared_with() -> None:
-    common = {"skipped": None, "volume": None}
+    common = {"skipped": None, "volume": None, "slab_beside_volumes": None}
     wrong = {"name": "window-onnx", "s_per_slice": 1.0, "wrong": True, **common}
     right = {"name": "cpu-fp32", "s_per_slice": 2.0, "wrong": False, **common}
     assert relate([wrong, right], slices=10) == "cpu-fp32"
@@ -154,3 +160,27 @@ def test_a_transfer_takes_time() -> None:
         pytest.skip("no NVIDIA GPU is seen")
     pytest.importorskip("pycuda", reason="pycuda is not installed: pip install 'lesionrt[cuda]'")
     assert 0 < transfer_seconds(np.zeros((4, 1, 8, 8), np.float32)) < 1  # type: ignore[operator]
+
+
+def test_the_peak_on_a_gpu_is_the_most_that_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = itertools.chain([100.0, 400.0], itertools.repeat(200.0))
+    passed = threading.Event()
+
+    def used() -> float:
+        value = next(readings)
+        if value == 200:
+            passed.set()
+        return value
+
+    monkeypatch.setattr(machine, "LOOK_S", 0.001)
+    monkeypatch.setattr(machine, "device_memory_mb", used)
+    with machine.device_peak() as peak:
+        assert passed.wait(10)
+    assert peak() == 400
+
+
+def test_without_a_gpu_there_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "device_memory_mb", lambda: None)
+    with machine.device_peak() as peak:
+        pass
+    assert peak() is None

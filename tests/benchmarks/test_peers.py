@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lesionrt.benchmarks import peers
-from lesionrt.benchmarks.peers_measure import Run, measure
+from lesionrt.benchmarks import peers, peers_measure
+from lesionrt.benchmarks.peers_measure import Run, augmentation_makers, measure
 from lesionrt.runtime.errors import UnavailableError
 from lesionrt.train.checkpoint import load_checkpoint
 
@@ -69,6 +69,18 @@ def test_peers_are_compared_with_the_first_case() -> None:
     assert found["odd"].keys() == found["tired"].keys() == {"skipped"}
     ratio = found["authors"]["s_per_slice"]["median"] / found["other"]["s_per_slice"]["median"]
     assert found["other"]["times_faster"] == ratio
+
+
+def test_augmentation_is_measured_by_kinds_and_monai_is_left_out_where_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers_measure, "SLABS", 1)
+    stack = np.random.default_rng(0).uniform(-1, 3, (8, 96, 96)).astype(np.float32)
+    stack[:, :4] = -5
+    found = measure(augmentation_makers(stack), 3, 1)
+    assert found["alike"]["s_per_slice"]["median"] > 0
+    assert found["all"]["times_faster"] > 0
+    assert found["monai"] == {"skipped": "ModuleNotFoundError: No module named 'monai'"}
 
 
 def test_measuring_that_takes_too_long_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

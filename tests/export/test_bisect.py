@@ -90,7 +90,9 @@ def test_graphs_of_two_networks_are_not_compared(tiny_bundle: Path, tmp_path: Pa
 
 def test_verify_bisect_prints_people_a_list_and_machines_json(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
     # No backend is needed for it, so none is looked for: the bundle has no engine.
-    assert "0 of" in run("verify", tiny_bundle, "--bisect", "--precision", "fp16", "--backend", "rtx").stdout
+    assert "0 of" in run("verify", tiny_bundle, "--bisect", "--precision", "fp16").stdout
+    for option in (("--backend", "rtx"), ("--max-difference", 0)):  # which it would not heed
+        assert "--bisect-tolerance" in run("verify", tiny_bundle, "--bisect", *option, code=2).stderr
     model = onnx.load(tiny_bundle / "model_fp16.onnx")
     node = [node for node in model.graph.node if node.op_type == "Conv"][2]
     scaled(model, node.input[1], 2)

@@ -191,10 +191,33 @@ def test_a_bundle_that_cannot_be_replaced_is_put_back(old_bundle: Path, monkeypa
     assert [path.name for path in old_bundle.parent.iterdir()] == ["v1"]
 
 
-def test_the_smaller_size_is_never_larger_than_the_larger() -> None:
+def test_the_other_size_is_cut_from_the_middle_or_goes_beyond_it() -> None:
     stack = np.arange(256 * 256, dtype=np.float32).reshape(1, 1, 256, 256)
-    assert np.array_equal(_centre(stack, 256, 384), stack)  # a network of seven levels
     assert np.array_equal(_centre(stack, 2, 4), stack[:, :, 127:129, 126:130])
+    wide = _centre(stack, 256, 512)  # a network of eight levels
+    assert wide.shape == (1, 1, 256, 512)
+    assert np.array_equal(wide[..., 128:384], stack)
+    assert np.array_equal(wide[..., 0], stack[..., 0])
+
+
+def test_an_empty_folder_becomes_the_bundle(old_bundle: Path) -> None:
+    (old_bundle.parent / "new").mkdir()
+    export_bundle(untrained_checkpoint(LEAST), "0" * 64, old_bundle.parent / "new", ["fp32"])
+    assert (old_bundle.parent / "new" / MANIFEST).read_text() == "new"
+
+
+def test_a_folder_that_appears_during_the_export_stays(old_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = old_bundle.parent / "late"
+
+    def build(*given: Any) -> None:
+        (given[2] / MANIFEST).write_text("new")
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr("lesionrt.export.bundle._build", build)
+    with pytest.raises(OutputError, match=r"late exists already"):
+        export_bundle(untrained_checkpoint(LEAST), "0" * 64, out, ["fp32"])
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_an_engine_is_added_with_everything_that_identifies_it(
 def test_every_variant_of_the_network_builds_in_every_precision(
     tmp_path: Path, tiny_bundle: Path, attention: bool, convlstm: bool
 ) -> None:
-    config = NetworkConfig(4, 2, 2, 8, attention=attention, convlstm=convlstm)
+    config = NetworkConfig(4, 1, 2, 8, attention=attention, convlstm=convlstm)
     network = untrained_checkpoint(config).network
     bundle = copy(tiny_bundle, tmp_path)
     for precision in OPSETS:

@@ -14,7 +14,7 @@ import pytest
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "openvino", "pycuda", "matplotlib"}
 VERBS = (
     *("segment", "verify", "inspect", "doctor", "export", "engine", "import-official", "untrained", "phantom"),
-    *("data", "train", "evaluate", "crossval"),
+    *("data", "train", "evaluate", "crossval", "bench"),
 )
 # Put before all else on the path: the named libraries are not installed, as far as Python can tell.
 WITHOUT = """

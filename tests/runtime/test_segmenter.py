@@ -1,14 +1,18 @@
 """What the segmenter tells, whatever the network finds."""
 
+import shutil
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Self
 
 import nibabel as nib
 import numpy as np
+import pytest
 
-from lesionrt.runtime import Segmenter
+from lesionrt.runtime import Segmenter, segmenter
 from lesionrt.runtime.backends import Arrays
+from lesionrt.runtime.cli import segment
 
 
 class Nothing:
@@ -35,6 +39,35 @@ def test_warnings_of_the_brain_mask_are_told(small_flair: Path) -> None:
     other[0, 3] += 5
     mask.set_sform(flair.affine, 1)
     mask.set_qform(other, 1)
-    with Segmenter(backend=Nothing()) as segmenter:
-        warnings = segmenter(small_flair, mask).report["warnings"]
+    with Segmenter(backend=Nothing()) as nothing:
+        warnings = nothing(small_flair, mask).report["warnings"]
     assert warnings == ["brain mask: qform and sform disagree by up to 5.0 mm; sform is used"]
+
+
+def test_a_volume_is_read_while_the_network_loads_or_another_one_is_computed(
+    tiny_bundle: Path, flake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for path in paths:
+        shutil.copy(flake, path)
+    reads = {path: Event() for path in paths}
+    awaited = iter(paths)  # the first by what loads, the second by what computes
+    load, opens, computes = segmenter.load_volume, Segmenter.__init__, Segmenter.segment
+
+    def reading(bundle: object, flair: Path, brain_mask: object) -> object:
+        reads[flair].set()
+        return load(bundle, flair, brain_mask)  # type: ignore[arg-type]
+
+    def opening(self: Segmenter, *arguments: object, **options: object) -> None:
+        assert reads[next(awaited)].wait(30)
+        opens(self, *arguments, **options)  # type: ignore[arg-type]
+
+    def computing(self: Segmenter, *arguments: object) -> object:
+        assert reads[next(awaited, paths[1])].wait(30)
+        return computes(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(segmenter, "load_volume", reading)
+    monkeypatch.setattr(Segmenter, "__init__", opening)
+    monkeypatch.setattr(Segmenter, "segment", computing)
+    segment.command(paths, tmp_path / "out", model=tiny_bundle, backend="cpu")
+    assert (tmp_path / "out" / "b_lesions.nii.gz").exists()

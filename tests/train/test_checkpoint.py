@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +45,24 @@ def test_a_truncated_file_is_named(file: Path, keep: float) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
     with pytest.raises(
-        CheckpointError, match=r"model\.pt: .*damaged, truncated or not a PyTorch file|not a PyTorch file"
+        CheckpointError, match=r"model\.pt: (damaged, truncated or )?not a PyTorch file|model\.pt: damaged"
     ):
+        load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda value: value.half(), r"'first\.weight' of its state is torch\.float16; expected torch\.float32"),
+        (lambda value: value.double(), r"is torch\.float64; expected torch\.float32"),
+        (lambda value: value * float("nan"), r"'first\.weight' holds more than finite real numbers"),
+    ],
+)
+def test_weights_of_another_type_or_that_are_no_numbers_are_named(file: Path, change: Any, problem: str) -> None:
+    content = torch.load(file, weights_only=True)
+    content["state"]["first.weight"] = change(content["state"]["first.weight"])
+    torch.save(content, file)
+    with pytest.raises(CheckpointError, match=rf"model\.pt: .*{problem}"):
         load_checkpoint(file)
 
 

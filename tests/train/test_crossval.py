@@ -176,7 +176,7 @@ def test_an_interrupted_fold_continues_its_training(recipe: Recipe, small_datase
         if text.startswith("epoch 1"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="fold 2: stopped, its state is written; the same command continues it"):
+    with pytest.raises(Interrupted, match="fold 2: stopped, what it learned is written; the same command continues it"):
         run_fold(fold, small_dataset, tmp_path / "cache", say=stop)
     assert read_results([fold]) == []
     said: list[str] = []
@@ -184,6 +184,21 @@ def test_an_interrupted_fold_continues_its_training(recipe: Recipe, small_datase
     assert said[0] == "training continues"
     assert [text.split(":")[0] for text in said if text.startswith("epoch")] == ["epoch 2, step 3 of 3"]
     assert [result.own["scans"][0]["name"] for result in read_results([fold])] == ["b_1"]
+
+
+def test_a_signal_during_the_last_step_stops_before_the_evaluation(
+    recipe: Recipe, small_dataset: Path, tmp_path: Path
+) -> None:
+    fold = plan_folds(read_dataset(small_dataset), recipe, tmp_path, numbers=[2])[0]
+
+    def stop(text: str) -> None:
+        if "step 3 of 3" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="fold 2: stopped, what it learned is written"):
+        run_fold(fold, small_dataset, tmp_path / "cache", say=stop)
+    assert (fold.folder / "checkpoint.pt").exists()
+    assert read_results([fold]) == []
 
 
 def test_the_same_command_again_keeps_what_is_finished(run: Run, small_dataset: Path, tmp_path: Path) -> None:

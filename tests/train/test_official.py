@@ -57,6 +57,15 @@ def test_all_keys_that_differ_stand_in_one_error(tmp_path: Path, run: Callable[.
     assert not (tmp_path / "ours.pt").exists()
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, run: Callable[..., Any]) -> None:
+    def change(state: dict[str, Any]) -> None:
+        state["firstconv.weight"][0, 0, 0, 0] = float("inf")
+
+    weights = official_file(tmp_path / "weights.pth", change)
+    error = run("import-official", weights, "-o", tmp_path / "ours.pt", code=3).stderr
+    assert "weights.pth: entry 'firstconv.weight' holds more than finite real numbers" in error
+
+
 def test_a_file_without_model_state_is_refused(tmp_path: Path, run: Callable[..., Any]) -> None:
     torch.save({"weights": {}}, tmp_path / "weights.pth")
     assert (
