@@ -8,7 +8,7 @@ SOURCES := $(shell find runtime train export benchmarks -name '*.py' -o -name '*
 # Two processes of tests on two cores: threads of PyTorch would wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: demo test weights clean
+.PHONY: demo test weights folds clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lesionrt phantom -o demo --force
@@ -68,6 +68,10 @@ weights: $(VENV)/.test-tools
 		--precision fp32 --precision fp16 --precision bf16 --input ../shared/data/lit/p19/flair.nii.gz
 	$(BIN)/lesionrt evaluate weights/scans.csv --model $(DEFAULT) --backend cpu -o $(MORE)/evaluation --force
 	$(BIN)/python weights/card.py $(HELD) $(ALL) $(MORE) $(DEFAULT) README.md
+
+# Every patient held out once, for figures of all four: hours on a GPU, days on two cores.
+folds: $(VENV)/.test-tools
+	$(BIN)/lesionrt crossval weights/scans.csv -o weights/folds --set donors=$(DONORS) --set steps=$(HELD_STEPS)
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

@@ -64,4 +64,5 @@ def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = (
 
 def beside(target: Path) -> Path:
     """A free name in the target's folder, hidden and without an ending that anything reads."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    # Short: the target's own name may be as long as a name can be.
+    return target.with_name(f".lesionrt-{secrets.token_hex(4)}.partial")

@@ -4,7 +4,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
 
 import numpy as np
 import scipy
@@ -66,34 +65,31 @@ def find_lesions(
     """
     voxel_mm3 = float(abs(np.linalg.det(affine[:3, :3])))
     labels, count = label(mask)
-    where = np.nonzero(mask)
-    of = labels[where]
-    sizes = np.bincount(of, minlength=count + 1)
-    values: list[NDArray[Any]] = [*where, probability[where]]
-    means = [np.bincount(of, each, count + 1) / np.maximum(sizes, 1) for each in values]
     least = smallest_mm3 * (1 - ROUNDING)
-    kept = [n for n in range(1, count + 1) if sizes[n] * voxel_mm3 >= least]
-    kept.sort(key=lambda n: (-int(sizes[n]), n))
-    boxes = scipy.ndimage.find_objects(labels)
+    keep = np.zeros(count + 1, bool)
     lesions = []
-    for n in kept:
-        centroid = affine[:3, :3] @ [mean[n] for mean in means[:3]] + affine[:3, 3]
-        box = boxes[n - 1]
+    # One by one in its box: coordinates of all voxels of a large mask would be most of the memory.
+    for n, box in enumerate(scipy.ndimage.find_objects(labels), 1):
+        inside = labels[box] == n
+        voxels = np.count_nonzero(inside)
+        keep[n] = voxels * voxel_mm3 >= least
+        if not keep[n]:
+            continue
+        along = [np.count_nonzero(inside, axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+        mean = [side.start + counts @ np.arange(len(counts)) / voxels for side, counts in zip(box, along, strict=True)]
+        centroid = affine[:3, :3] @ mean + affine[:3, 3]
         lesions.append(
             Lesion(
-                voxels=int(sizes[n]),
-                volume_mm3=float(sizes[n] * voxel_mm3),
+                voxels=voxels,
+                volume_mm3=voxels * voxel_mm3,
                 centroid_mm=(float(centroid[0]), float(centroid[1]), float(centroid[2])),
                 first=(box[0].start, box[1].start, box[2].start),
                 last=(box[0].stop - 1, box[1].stop - 1, box[2].stop - 1),
-                mean_probability=float(means[3][n]),
+                mean_probability=float(probability[box].mean(dtype=np.float64, where=inside)),
             )
         )
-    if len(kept) == count:
-        return mask, lesions
-    keep = np.zeros(count + 1, bool)
-    keep[kept] = True
-    return keep[labels], lesions
+    lesions.sort(key=lambda lesion: -lesion.voxels)
+    return mask if keep[1:].all() else keep[labels], lesions
 
 
 def lesion_table(lesions: Sequence[Lesion]) -> str:

@@ -78,6 +78,8 @@ def _check_start(start: bytes, size: int, compressed: bool) -> None:
             start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, nib.Nifti2Header.sizeof_hdr)
         except zlib.error:
             return  # told with the whole
+        if len(start) < nib.Nifti2Header.sizeof_hdr:
+            return  # the whole tells whether another member follows
         size *= GZIP_MOST
     _expected_length(start, size)
     header = _header(start)

@@ -116,6 +116,11 @@ class Prepared:
             np.divide(restored, share, out=restored, where=share > 0)
         return np.clip(restored, 0, 1, out=restored)
 
+    def near_brain(self) -> NDArray[np.intp]:
+        """Indices of the slices with brain or with a neighbour that has some; others, as between two pieces, change nothing."""
+        some = np.pad(self.brain.any(axis=(1, 2)), 2 * HALO)
+        return np.flatnonzero(some[:-2] | some[1:-1] | some[2:])
+
     def box(self, data: NDArray[np.generic]) -> Array:
         """Another image on the volume's own grid, such as a lesion mask, in the box: (n, H, W), 0 around."""
         values = np.zeros(self.brain.shape, np.float32)
@@ -160,6 +165,9 @@ def prepare(data: Array, brain: Mask, grid: ModelGrid, preparation: Preparation,
         raise VolumeError(
             f"the brain vanishes on the model's grid of {grid.spacing_mm:g} mm: it has {int(brain.sum())} voxels"
         )
+    least, most = (float(of(data, where=brain, initial=start)) for of, start in ((np.min, np.inf), (np.max, -np.inf)))
+    if least == most:  # told of the volume's own values: resampling and smoothing leave noise
+        raise _no_contrast(least)
     # Weighted by the brain's share of each voxel, so that interpolation does not mix background into its edge.
     stack = grid.to_model(np.where(brain, data, np.float32(0)))
     np.divide(stack, share, out=stack, where=inside)
@@ -253,13 +261,17 @@ def brain_quartile_z(stack: Array, brain: Mask, values: Array) -> Array:
     # A side of which more than half has the median's value has no quartile of its own.
     below, above = (QUARTILE_TO_STD * side or values.std(dtype=np.float64) for side in (median - lower, upper - median))
     if not above:
-        raise VolumeError(
-            f"the brain has no contrast: all its voxels are {float(median):g}; is this a mask instead of a FLAIR image?"
-        )
+        raise _no_contrast(float(median))
     low, high = QUARTILE_Z_RANGE
     distance = stack - np.float32(median)
     scaled = np.clip(distance / np.where(distance < 0, np.float32(below), np.float32(above)), low, high)
     return np.where(brain, scaled, np.float32(low))
+
+
+def _no_contrast(value: float) -> VolumeError:
+    return VolumeError(
+        f"the brain has no contrast: all its voxels are {value:g}; is this a mask instead of a FLAIR image?"
+    )
 
 
 _NORMALISATIONS = {SLICE_MIN_MAX: slice_min_max, BRAIN_QUARTILE_Z: brain_quartile_z}

@@ -19,7 +19,7 @@ from lesionrt.runtime.backends.choice import BackendChoice, Chosen
 from lesionrt.runtime.bundle import UNTRAINED, Bundle, load_bundle
 from lesionrt.runtime.errors import BundleError, UsageError
 from lesionrt.runtime.lesions import CONNECTIVITY, Lesion, find_lesions
-from lesionrt.runtime.prepare import Prepared, prepare_volume
+from lesionrt.runtime.prepare import HALO, Prepared, prepare_volume
 from lesionrt.runtime.volume import BRAIN_MASK_OVER, Volume, nonzero_brain, read_brain_mask, read_flair, skull_warning
 
 REPORT_VERSION = 1
@@ -64,6 +64,24 @@ class Loaded:
     brain: NDArray[np.bool_]
     prepared: Prepared
     seconds: dict[str, float]
+
+
+def check_options(threshold: float | None, min_lesion_mm3: float, chunk: int | None, threads: int | None) -> None:
+    """Refuse values with which a :class:`Segmenter` cannot work, before anything is read.
+
+    Raises
+    ------
+    UsageError
+        If one is out of range.
+    """
+    if threshold is not None and not 0 < threshold < 1:
+        raise UsageError(f"threshold is {threshold}; expected a probability between 0 and 1")
+    if not 0 <= min_lesion_mm3 < float("inf"):
+        raise UsageError(f"min_lesion_mm3 is {min_lesion_mm3}; expected 0 or more")
+    if chunk is not None and chunk < 1:
+        raise UsageError(f"chunk is {chunk}; expected at least 1")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"threads is {threads}; expected 1 to {MOST_THREADS}")
 
 
 def load_volume(bundle: Bundle, flair: Source, brain_mask: Source | None = None) -> Loaded:
@@ -138,14 +156,7 @@ class Segmenter:
         chunk: int | None = None,
         threads: int | None = None,
     ) -> None:
-        if threshold is not None and not 0 < threshold < 1:
-            raise UsageError(f"threshold is {threshold}; expected a probability between 0 and 1")
-        if not 0 <= min_lesion_mm3 < float("inf"):
-            raise UsageError(f"min_lesion_mm3 is {min_lesion_mm3}; expected 0 or more")
-        if chunk is not None and chunk < 1:
-            raise UsageError(f"chunk is {chunk}; expected at least 1")
-        if threads is not None and not 1 <= threads <= MOST_THREADS:
-            raise UsageError(f"threads is {threads}; expected 1 to {MOST_THREADS}")
+        check_options(threshold, min_lesion_mm3, chunk, threads)
         self.bundle = model if isinstance(model, Bundle) else load_bundle(Path(model or DEFAULT_MODEL))
         self.threshold = self.bundle.threshold if threshold is None else threshold
         self.min_lesion_mm3 = min_lesion_mm3
@@ -210,8 +221,12 @@ class Segmenter:
         volume, mask_volume, brain, prepared = loaded.volume, loaded.mask_volume, loaded.brain, loaded.prepared
         seconds = {"load": self.load_seconds, **loaded.seconds}
         with _timed(seconds, "infer"):
-            probabilities, chosen = self._choice.infer(prepared.slices, self.chunk, progress)
-            self._check_finite(volume, probabilities, chosen.backend)
+            near = prepared.near_brain()
+            stack = prepared.slices if len(near) == len(prepared.slices) else prepared.slices[near]
+            found, chosen = self._choice.infer(stack, self.chunk, progress)
+            self._check_finite(volume, found, chosen.backend)
+            probabilities = np.zeros(prepared.brain.shape, np.float32)
+            probabilities[near[HALO:-HALO] - HALO] = found
         with _timed(seconds, "restore"):
             probability = prepared.restore(probabilities)
             probability[~brain] = 0
@@ -222,7 +237,7 @@ class Segmenter:
             lesions=lesions,
             report={
                 **self._found(volume, mask_volume, lesions),
-                **self._how(prepared, chosen),
+                **self._how(list(stack.shape), chosen),
                 "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
                 "warnings": self._warnings(volume, mask_volume, chosen),
             },
@@ -260,7 +275,7 @@ class Segmenter:
             "connectivity": CONNECTIVITY,
         }
 
-    def _how(self, prepared: Prepared, chosen: Chosen) -> dict[str, Any]:
+    def _how(self, network_input: list[int], chosen: Chosen) -> dict[str, Any]:
         return {
             "model": self.bundle.model.as_dict(),
             "model_sha256": self.bundle.sha256,
@@ -274,7 +289,7 @@ class Segmenter:
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
-            "network_input": list(prepared.slices.shape),
+            "network_input": network_input,
         }
 
 

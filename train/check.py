@@ -24,6 +24,7 @@ from lesionrt.train.dataset import (
     check_same_grid,
     lesion_voxels,
     paper_folds,
+    voxels_sha256,
 )
 
 PERCENTILES = (1, 50, 99)  # of the brain's intensities
@@ -173,7 +174,7 @@ def _look_at_flair(flair: Volume, check: ScanCheck) -> None:
     middle = np.percentile(values, PERCENTILES).tolist()
     check.intensities = tuple(round(float(value), 4) for value in (values.min(), *middle, values.max()))
     check.brain_ml = round(values.size * float(np.prod(sizes)) / 1000, 1)
-    check.flair_sha256 = flair.sha256
+    check.flair_sha256 = voxels_sha256(flair)
     if values.min() == values.max():
         check.errors.append(
             f"{flair.name}: its values are 0 and {values[0]:g} alone: a mask, where an image was expected"
@@ -187,7 +188,7 @@ def _look_at_mask(mask: Volume, lesions: NDArray[np.bool_], check: ScanCheck) ->
     check.lesion_ml = round(int(np.count_nonzero(lesions)) * voxel_ml, 4)
     check.lesions = label(lesions)[1]
     check.lesion_slices = int(np.count_nonzero(lesions.any(axis=tuple({0, 1, 2} - {axis}))))
-    check.mask_sha256 = mask.sha256
+    check.mask_sha256 = voxels_sha256(mask)
     if not check.lesions:
         check.warnings.append(f"{mask.name}: the mask is empty: its slices teach what is no lesion, and nothing else")
     other = np.unique(mask.data[(mask.data != 0) & (mask.data != 1)])
@@ -224,9 +225,9 @@ def patients_in_two_splits(scans: Sequence[Scan]) -> list[str]:
 def _warnings(scans: Sequence[Scan], checks: Sequence[ScanCheck]) -> list[str]:
     images = _users((check.flair_sha256, check.name) for check in checks)
     masks = _users((check.mask_sha256, check.name) for check in checks if check.lesions)  # empty ones may well be equal
-    found = [f"{' and '.join(names)} are the same image, byte for byte" for names in images]
+    found = [f"{' and '.join(names)} are the same image, voxel for voxel" for names in images]
     found += [
-        f"{' and '.join(names)} have the same mask, byte for byte; look whether it belongs to both" for names in masks
+        f"{' and '.join(names)} have the same mask, voxel for voxel; look whether it belongs to both" for names in masks
     ]
     without = [scan.name for scan in scans if scan.split is None]
     if 0 < len(without) < len(scans):

@@ -13,7 +13,7 @@ from lesionrt.runtime.files import sha256, write_atomically
 from lesionrt.runtime.metrics import MEASURES, summarise
 from lesionrt.train import published
 from lesionrt.train.cache import contents
-from lesionrt.train.dataset import Scan, paper_folds, patient_folds, read_pair
+from lesionrt.train.dataset import Scan, paper_folds, patient_folds, read_pair, voxels_sha256
 from lesionrt.train.evaluation import FIELD, GROUPS, evaluate, plain
 from lesionrt.train.evaluation_page import evaluation_page
 from lesionrt.train.inference import CheckpointModel
@@ -171,17 +171,19 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
             }
         )
     )
-    for scan in (*scans, *others):  # before hours of training
-        read_pair(scan)
-    known = {flair: name for name, (flair, _) in content["scans"].items()}
+    looked = {scan.name: _look_at(scan) for scan in scans}  # before hours of training
+    for fold in folds:
+        _check_lesions(fold, {name: lesions for name, (_, lesions) in looked.items()})
+    known = {image: name for name, (image, _) in looked.items()}
     patients = {scan.name: scan.patient for scan in scans}
-    for name, (flair, _) in content["scans"].items():
-        if patients[name] != patients[known[flair]]:
+    for name, (image, _) in looked.items():
+        if patients[name] != patients[known[image]]:
             raise DatasetError(
-                f"{known[flair]} and {name} are the same image, byte for byte, of two patients: each would be tested by a model that "
+                f"{known[image]} and {name} are the same image, voxel for voxel, of two patients: each would be tested by a model that "
                 "learned from it; take one of them out of the table"
             )
-    both = [f"{name} is {known[flair]}" for name, (flair, _) in content["others"].items() if flair in known]
+    theirs = {scan.name: _look_at(scan)[0] for scan in others}
+    both = [f"{name} is {known[image]}" for name, image in theirs.items() if image in known]
     if both:
         raise DatasetError(
             f"the data set to evaluate on holds {len(both)} images of the one that is trained on ({', '.join(both[:5])}); "
@@ -205,6 +207,23 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
         if changed:
             raise OutputError(f"{out}: was begun with other {' and '.join(changed)}; give another folder with -o")
     write_atomically({path: (json.dumps(content, indent=2) + "\n").encode()})
+
+
+def _look_at(scan: Scan) -> tuple[str, bool]:
+    """By which a scan's image is known again, and whether its mask holds a lesion."""
+    flair, lesions = read_pair(scan)
+    return voxels_sha256(flair), bool(lesions.any())
+
+
+def _check_lesions(fold: Fold, lesions: Mapping[str, bool]) -> None:
+    """Refuse a fold that cannot be trained."""
+    parts = {"trains on": fold.train, **({"validates with": fold.validation} if fold.recipe.keep == "best" else {})}
+    for what, scans in parts.items():
+        if not any(lesions[scan.name] for scan in scans):
+            raise DatasetError(
+                f"fold {fold.number} {what} {', '.join(scan.name for scan in scans)}, of which no mask has a lesion; "
+                "add scans with lesions, or name the other folds with --fold"
+            )
 
 
 def _names(fold: Fold) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import DatasetError
+from lesionrt.runtime.files import sha256_of
 from lesionrt.runtime.geometry import slice_axis
 from lesionrt.runtime.prepare import Preparation, Prepared, prepare_volume
 from lesionrt.runtime.volume import Volume, nonzero_brain, other_grid, read_flair, read_volume
@@ -115,7 +116,8 @@ def _check_columns(names: Sequence[str], path: Path) -> None:
     expected = f"expected {','.join(COLUMNS)} in its first line, and {SPLIT} if wished"
     absent = [name for name in COLUMNS if name not in names]
     if absent:
-        raise DatasetError(f"{path}: has no column {', '.join(absent)}; {expected}")
+        found = f"the first line is {','.join(names)!r}" if names else "it is empty"
+        raise DatasetError(f"{path}: has no column {', '.join(absent)}: {found}; {expected}, separated by commas")
     known = (*COLUMNS, SPLIT)
     # Others may say what they like, but a "Split" that is not read would train on test scans.
     doubtful = [
@@ -247,6 +249,11 @@ def prepare_pair(
     flair, lesions = read_pair(scan)
     prepared = prepare_volume(flair, nonzero_brain(flair), preparation, size_multiple)
     return flair, prepared, prepared.box(lesions) >= LESION_OVER
+
+
+def voxels_sha256(volume: Volume) -> str:
+    """By which an image is known again, however its file is packed."""
+    return sha256_of(np.ascontiguousarray(volume.data).tobytes())
 
 
 def select(scans: Sequence[Scan], patients: Iterable[str], what: str) -> list[Scan]:

@@ -3,8 +3,9 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -51,6 +52,7 @@ FIELD = (
     "volume_difference_ml",
     "relative_volume_difference",
 )
+TRAINED_ON = "the model was trained on a patient named"  # what a scan's warning begins with
 Say = Callable[[str], None]
 
 
@@ -267,8 +269,12 @@ def evaluate(dataset: Path, scans: Sequence[Scan], predictor: Predictor, say: Sa
         If a scan cannot be used.
     """
     done = []
+    learned = re.findall(r"[\w.-]+", predictor.description.get("model", {}).get("training_data", ""))
     for number, scan in enumerate(scans, 1):
         found = evaluate_scan(scan, predictor)
+        if any(scan.patient in (word, word.rpartition("_")[0]) for word in learned):
+            text = f"{TRAINED_ON} {scan.patient}: this is no figure of a new patient"
+            found = replace(found, warnings=(*found.warnings, text))
         say(
             f"{number}/{len(scans)} {scan.name}: Dice {found.in_volume.dice:.4f}, lesion F1 {found.lesions.f1:.4f}, "
             f"{found.reference_ml:.2f} ml in the reference, {found.predicted_ml:.2f} ml predicted"

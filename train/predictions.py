@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionrt.runtime.bundle import UNTRAINED
+from lesionrt.runtime.bundle import MANIFEST, UNTRAINED
 from lesionrt.runtime.errors import DatasetError, UsageError
 from lesionrt.runtime.nifti import SUFFIXES
 from lesionrt.runtime.outputs import targets_of
@@ -172,6 +172,8 @@ def open_model(
     UsageError
         If an option is out of range or does not fit.
     """
+    if model is not None and not (model / MANIFEST).exists() and (model / "checkpoint.pt").is_file():
+        raise UsageError(f"{model} is the folder of a training; give {model / 'checkpoint.pt'}")
     if model is None or model.is_dir():
         return _open_bundle(model, backend, threshold, min_lesion_mm3)
     if backend not in ("auto", "pytorch"):

@@ -119,7 +119,8 @@ class Run:
                     if key not in changed and [*stored[key]] != [*content[key]]
                 ]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise OutputError(f"{path}: no run to resume ({error}); start it without --resume") from error
+                advice = "give another folder" if path.exists() else "start it without --resume"
+                raise OutputError(f"{path}: no run to resume ({error}); {advice}") from error
             if changed:
                 raise DatasetError(
                     f"{path}: the run to resume has another {', '.join(changed)}; give what it was started with, or another folder"

@@ -1,6 +1,6 @@
 """Training: from scans and a recipe to a checkpoint, on the CPU, a GPU, or several through ``torchrun``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError
-from lesionrt.runtime.files import sha256
+from lesionrt.runtime.files import sha256, sha256_of
 from lesionrt.train.augment import Lesions, read_lesions
 from lesionrt.train.cache import PreparedScan, contents, load_scan
 from lesionrt.train.checkpoint import load_checkpoint
@@ -94,7 +94,6 @@ def train(
         raise DatasetError(
             "recipe: frozen_norms is 1, but a new network's norms have no statistics yet; give a checkpoint with --start"
         )
-    _check_images(train_scans, [*validation_scans, *left_out])
     with processes() as (rank, world, device), enough_memory("a GPU without other programs, or a smaller recipe"):
         run = Run(recipe, out, rank, world, device)
         initial = None if start is None else load_checkpoint(start)
@@ -118,6 +117,11 @@ def train(
             dist.barrier()
         scans = [load_scan(scan, recipe.preparation, multiple, cache) for scan in train_scans]
         held = [load_scan(scan, recipe.preparation, multiple, cache) for scan in validation_scans]
+        known = {sha256_of(scan.slices.tobytes()): scan.name for scan in scans}
+        for scan in held:
+            _check_image(known, scan)
+        for other in left_out:  # one at a time: they are not trained on
+            _check_image(known, load_scan(other, recipe.preparation, multiple, cache))
         if recipe.keep == "best" and not any(scan.lesions.any() for scan in held):
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
         donors = donor_masks(recipe)
@@ -152,22 +156,20 @@ def train(
     return path
 
 
-def _check_images(trained: Sequence[Scan], held: Sequence[Scan]) -> None:
-    """Refuse an image that is trained on under one name and held out under another.
+def _check_image(trained: Mapping[str, str], held: PreparedScan) -> None:
+    """Refuse an image that is trained on under one name and held out under another, however each is stored.
 
     Raises
     ------
     DatasetError
         Naming both.
     """
-    known = {contents(scan)[0]: scan.name for scan in trained}
-    for scan in held:
-        other = known.get(contents(scan)[0])
-        if other is not None:
-            raise DatasetError(
-                f"{scan.name} and {other} are the same image, byte for byte, and only {other} is trained on: "
-                "the figure would be about a scan that the model knows; take one of them out of the table"
-            )
+    other = trained.get(sha256_of(held.slices.tobytes()))
+    if other is not None:
+        raise DatasetError(
+            f"{held.name} and {other} are the same image, voxel for voxel, and only {other} is trained on: "
+            "the figure would be about a scan that the model knows; take one of them out of the table"
+        )
 
 
 def donor_masks(recipe: Recipe) -> list[Path]:

@@ -1,9 +1,11 @@
 """The `lesionrt` command: one module a verb; heavy imports happen inside the command."""
 
+import os
 import signal
 import sys
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -39,6 +41,10 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run the command; our errors, and those of the file system, become a message on stderr and their exit code."""
     signal.signal(signal.SIGTERM, _terminated)
+    if sys.stdout is None:  # closed: what is opened next would take its number, and what a library prints
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if sys.stderr is None:  # closed: `print` would put errors on stdout
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may hold what a terminal cannot show

@@ -59,7 +59,7 @@ def command(
     from lesionrt.runtime.files import write_atomically
     from lesionrt.train.dataset import read_dataset, select_split
     from lesionrt.train.dataset import select as select_patients
-    from lesionrt.train.evaluation import evaluate
+    from lesionrt.train.evaluation import TRAINED_ON, evaluate
     from lesionrt.train.evaluation_page import evaluation_page
 
     if masks is not None and (model is not None or threshold is not None or min_lesion_mm3 or backend != "auto"):
@@ -76,6 +76,12 @@ def command(
     with _predictor(scans, masks, model, backend, threshold, min_lesion_mm3) as predictor:
         print(f"evaluating {predictor.description['what']}", file=sys.stderr)
         found = evaluate(dataset, scans, predictor, lambda line: print(line, file=sys.stderr))
+    known = [scan.scan.name for scan in found.scans if any(text.startswith(TRAINED_ON) for text in scan.warnings)]
+    if known:
+        print(
+            f"note: the model was trained on patients of these names, whose figures count in the means: {', '.join(known)}",
+            file=sys.stderr,
+        )
     content = {"json": found.as_json(), "csv": found.as_csv(), "html": evaluation_page(found, table3)}
     write_atomically({targets[ending]: text.encode() for ending, text in content.items()})
     if as_json:

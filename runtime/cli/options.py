@@ -105,9 +105,10 @@ def check_folder(path: Path) -> None:
     OutputError
         If the path, or what it lies below, is a file or takes no new files.
     """
-    there = next((place for place in (path, *path.parents) if place.exists()), None)
+    there = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
     if there is not None and not there.is_dir():
-        raise OutputError(f"{there} is a file; expected a folder for the results")
+        what = "a file" if there.exists() else "a link to nothing"
+        raise OutputError(f"{there} is {what}; expected a folder for the results")
     try:
         with TemporaryFile(dir=there):  # permissions alone do not tell: root has them all, /proc takes nothing
             pass

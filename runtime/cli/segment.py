@@ -58,7 +58,7 @@ def command(
     from lesionrt.runtime.bundle import load_bundle
     from lesionrt.runtime.errors import InputError, UnavailableError
     from lesionrt.runtime.outputs import check_free, plan_jobs
-    from lesionrt.runtime.segmenter import DEFAULT_MODEL, Segmenter, load_volume
+    from lesionrt.runtime.segmenter import DEFAULT_MODEL, Segmenter, check_options, load_volume
 
     check_folder(out)
     plan = plan_jobs(flair, out, brain_mask)
@@ -73,6 +73,7 @@ def command(
         _tell({"input": str(path), "error": f"{path}: {problem}"}, as_json)
     if not plan.jobs:
         raise typer.Exit(InputError.exit_code)
+    check_options(threshold, min_lesion_mm3, chunk, threads)
     bundle = load_bundle(model or DEFAULT_MODEL)
 
     def read(job: "Job") -> "Loaded":

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import given_path, needs
+from lesionrt.runtime.cli.options import check_folder, given_path, needs
 
 
 def command(
@@ -53,6 +53,7 @@ def command(
 
     from lesionrt.runtime.errors import DatasetError, UsageError
 
+    check_folder(out)
     resolved = load_recipe(recipe, settings or ())
     scans = read_dataset(dataset)
     for finding in patients_in_two_splits(scans):

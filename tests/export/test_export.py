@@ -142,8 +142,8 @@ def test_what_exists_is_replaced_only_by_force_and_only_if_it_is_a_bundle(
 ) -> None:
     bundle = tmp_path / "b"
     bundle.mkdir()
-    assert "--force" in run("export", least_checkpoint, "-o", bundle, code=3).stderr
     (bundle / "notes.txt").write_text("mine")
+    assert "--force" in run("export", least_checkpoint, "-o", bundle, code=3).stderr
     # A web application has a file of that name too; and to a bundle somebody's notes may have been added.
     for manifest, problem in (
         (None, "is no bundle"),

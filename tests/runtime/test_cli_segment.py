@@ -175,6 +175,16 @@ def test_json_is_one_line_a_volume_also_for_a_failing_one(segment: Segment, flak
     assert str(bad) in failed["error"]
 
 
+def test_json_alone_stands_on_stdout_also_where_stderr_is_closed(
+    tiny_bundle: Path, flake: Path, tmp_path: Path
+) -> None:
+    line = '"$@" 2>&-'
+    command = [COMMAND, "segment", flake, tmp_path / "none.nii.gz", "-o", tmp_path / "out", "--model", tiny_bundle]
+    found = subprocess.run(["sh", "-c", line, "sh", *command, "--json"], capture_output=True, text=True)
+    assert found.returncode == 3
+    assert len([json.loads(line) for line in found.stdout.splitlines()]) == 2
+
+
 def test_mask_is_identical_bytes_whatever_the_chunk_and_in_every_run(
     segment: Segment, small_flair: Path, done: Path, tmp_path: Path
 ) -> None:

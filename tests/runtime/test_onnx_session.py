@@ -68,6 +68,22 @@ def test_a_gpu_that_does_not_start_is_no_fault_of_the_bundle(
     assert (shown.out, shown.err) == ("", "Failed to load libcublasLt\n")
 
 
+def test_a_provider_that_the_session_does_not_list_does_not_count(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fallen:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    library = SimpleNamespace(__version__="1", SessionOptions=SimpleNamespace, InferenceSession=Fallen)
+    monkeypatch.setattr(onnx_session, "load", lambda: library)
+    with pytest.raises(UnavailableError, match="did not accept CUDAExecutionProvider, only CPUExecutionProvider"):
+        OnnxSession("cuda", "a GPU", tiny_bundle / "model_fp32.onnx", "fp32", "CUDAExecutionProvider", None)
+
+
 def test_a_closed_session_says_so() -> None:
     with pytest.raises(UsageError, match="the segmenter is closed"):
         session(None).infer(FEED)

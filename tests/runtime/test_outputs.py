@@ -315,6 +315,11 @@ def test_folder_that_cannot_be_made_is_one_clear_error(segment: Segment, flake: 
     assert files(tmp_path) == {"a file": b"mine"}
 
 
+def test_a_name_as_long_as_names_can_be_is_written(tmp_path: Path) -> None:
+    write_atomically({tmp_path / ("x" * 255): b"content"})
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"content"]
+
+
 def test_write_that_fails_half_way_leaves_nothing(segment: Segment, flake: Path, tmp_path: Path) -> None:
     limit = (20_000, resource.RLIM_INFINITY)  # bytes a file: enough for the table, not for the picture
     result = segment(

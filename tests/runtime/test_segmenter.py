@@ -12,6 +12,7 @@ import pytest
 
 from lesionrt.runtime import Segmenter, segmenter
 from lesionrt.runtime.backends import Arrays
+from lesionrt.runtime.chunks import infer_in_chunks
 from lesionrt.runtime.cli import segment
 
 
@@ -42,6 +43,19 @@ def test_warnings_of_the_brain_mask_are_told(small_flair: Path) -> None:
     with Segmenter(backend=Nothing()) as nothing:
         warnings = nothing(small_flair, mask).report["warnings"]
     assert warnings == ["brain mask: qform and sform disagree by up to 5.0 mm; sform is used"]
+
+
+def test_slices_without_brain_are_not_computed_and_change_nothing(tiny_bundle: Path, small_flair: Path) -> None:
+    flair = nib.load(small_flair)
+    data = flair.get_fdata(dtype=np.float32)
+    data[:, :, 14:24] = 0
+    with Segmenter(tiny_bundle, backend="cpu") as loaded:
+        found = loaded(nib.Nifti1Image(data, flair.affine))
+        prepared = segmenter.load_volume(loaded.bundle, nib.Nifti1Image(data, flair.affine)).prepared
+        whole = prepared.restore(infer_in_chunks(loaded.backend, prepared.slices))
+    assert found.report["network_input"][0] == len(prepared.slices) - 8
+    inside = data != 0
+    np.testing.assert_allclose(found.probability.get_fdata()[inside], whole[inside], rtol=0, atol=1e-6)
 
 
 def test_a_volume_is_read_while_the_network_loads_or_another_one_is_computed(

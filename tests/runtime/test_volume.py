@@ -79,6 +79,14 @@ def test_an_ending_in_capitals_is_as_good(name: str, pack: Callable[[bytes], byt
     np.testing.assert_array_equal(read_volume(tmp_path / name).data, DATA)
 
 
+@pytest.mark.parametrize("first", [0, 100])
+def test_a_gzip_file_of_several_members_is_as_good(first: int, tmp_path: Path) -> None:
+    content = image().to_bytes()
+    path = tmp_path / "flair.nii.gz"
+    path.write_bytes(gzip.compress(content[:first]) + gzip.compress(content[first:]))
+    np.testing.assert_array_equal(read_volume(path).data, DATA)
+
+
 def test_an_image_in_memory_is_as_good_as_a_file() -> None:
     volume = read_flair(image())
     np.testing.assert_array_equal(volume.data, DATA)

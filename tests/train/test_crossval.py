@@ -160,6 +160,17 @@ def test_a_data_set_to_evaluate_on_holds_none_of_the_scans_that_are_trained_on(
     assert not (tmp_path / "plan.json").exists()
 
 
+def test_a_fold_that_cannot_be_trained_is_found_before_the_others_are(
+    recipe: Recipe, small_dataset: Path, tmp_path: Path
+) -> None:
+    scans = read_dataset(small_dataset)
+    empty = tmp_path / "empty.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((40, 44, 24), np.uint8), np.eye(4)), empty)
+    scans[2] = replace(scans[2], mask=empty)
+    with pytest.raises(DatasetError, match="fold 1 trains on b_1, of which no mask has a lesion"):
+        check_plan(plan_folds(scans, recipe, tmp_path), recipe, scans, (), tmp_path)
+
+
 def test_every_scan_is_read_before_anything_is_trained(recipe: Recipe, small_dataset: Path, tmp_path: Path) -> None:
     scans = read_dataset(small_dataset)
     others = [replace(other_scan(tmp_path, 9), mask=other_scan(tmp_path, 8, (24, 24, 24)).mask)]

@@ -82,7 +82,10 @@ def test_a_csv_with_a_byte_order_mark_as_spreadsheets_write_it_is_read(table: Pa
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (("flair,patient", "a,b"), "has no column mask, time; expected flair,mask,patient,time in its first line"),
+        (
+            ("flair,patient", "a,b"),
+            "has no column mask, time: the first line is 'flair,patient'; expected flair,mask,patient,time in its first line",
+        ),
         ((f"{HEAD},Split", "one/flair.nii.gz,one/mask.nii,p,1,test"), r"scans.csv: has columns .*: 'Split'; expected"),
         ((f"{HEAD},time", "one/flair.nii.gz,one/mask.nii,p,1,2"), "has columns that .* stand there twice: 'time'"),
         (

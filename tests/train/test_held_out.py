@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,8 @@ from lesionrt.runtime.errors import DatasetError
 from lesionrt.train.augment import Lesions
 from lesionrt.train.cache import load_scan
 from lesionrt.train.dataset import Scan, read_dataset
+from lesionrt.train.evaluation import TRAINED_ON, evaluate
+from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import load_recipe
 from lesionrt.train.run import Run
 from lesionrt.train.training import _same, train
@@ -31,6 +34,23 @@ def test_one_image_under_two_names_does_not_train_and_test(scans: list[Scan], tm
         with pytest.raises(DatasetError, match=r"somebody else_1 and a_1 are the same image"):
             train(load_recipe("default", FAST), scans, out=tmp_path / "run", **held)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_image_is_known_again_however_its_file_is_packed_and_turned(scans: list[Scan], tmp_path: Path) -> None:
+    paths = [tmp_path / "flair.nii", tmp_path / "mask.nii"]
+    for path, source in zip(paths, (scans[0].flair, scans[0].mask), strict=True):
+        nib.save(nib.load(source).as_reoriented([[0, -1], [1, 1], [2, 1]]), path)
+    again = Scan(*paths, "somebody else", "1")
+    with pytest.raises(DatasetError, match=r"somebody else_1 and a_1 are the same image"):
+        train(load_recipe("default", FAST), scans, [], tmp_path / "run", left_out=[again])
+
+
+def test_scans_that_the_model_learned_from_are_marked_where_it_is_evaluated(scans: list[Scan], tmp_path: Path) -> None:
+    checkpoint = train(load_recipe("default", FAST), scans[:1], [], tmp_path / "run")
+    with CheckpointModel(checkpoint) as model:
+        found = evaluate(tmp_path, scans, model)
+    marked = [any(text.startswith(TRAINED_ON) for text in scan.warnings) for scan in found.scans]
+    assert marked == [True, True, False]  # a's other time as well
 
 
 def test_it_says_what_it_started_from_where_figures_of_others_are_wanted(scans: list[Scan], tmp_path: Path) -> None:
