@@ -322,9 +322,6 @@ class _Bench:
         """From file to files, for the cases that are fast enough; with --quick as far as the time goes."""
         slices = len(self.prepared.brain)
         chosen, warmed, left = [], set(), self.deadline - time.monotonic()
-        beside = next((one for one in running if one.case.window_by_window), None)
-        if beside is not None:
-            left -= beside.row["slab"]["median"]
         for one in sorted(running, key=lambda one: one.row["s_per_slice"]):
             needed = one.row["s_per_slice"] * slices * 1.2 + 2  # reading and writing
             if not one.case.window_by_window and needed < min(WHOLE_VOLUME_S, left):
@@ -338,6 +335,9 @@ class _Bench:
         for one in chosen:
             with self._told(one):  # at least made ready for as many slices as a volume's pieces have
                 self._warm_up(one, "volume" if one.case.name in warmed else "warm_up")
+        beside = next((one for one in running if one.case.window_by_window), None)
+        if beside is not None and left < beside.row["slab"]["median"]:
+            beside = None
         if chosen and beside is not None:  # its slab once more, so that the volumes' ratios are of one time too
             rounds[beside.case.name] = partial(self._asked, beside, "slab")
         found = interleaved(rounds, self.request.repeats, self.deadline)

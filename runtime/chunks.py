@@ -1,7 +1,6 @@
 """A stack of any length through a network in bounded memory."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from lesionrt.runtime.prepare import HALO
 # CPU 0.6, 0.8, 1.0 and 1.7 GB at 2, 4, 8 and 16 slices of 160x160. A backend that streams computes no more with fewer, and took
 # the same time at each of these (benchmarks/results/changes-2-core-epyc.json); one that does not needs large chunks.
 BUDGET = 4 * 256 * 256
-State = TypeVar("State")
 
 
 def default_chunk(height: int, width: int) -> int:
@@ -38,60 +36,6 @@ class HaloStream:
         stack = slices if self._before is None else np.concatenate([self._before, slices])
         self._before = stack[-2 * HALO :]
         return self._backend.infer({"slices": stack})["lesion"]
-
-
-def even_size(count: int, most: int) -> int:
-    """Slices of each piece of a stack of `count`, `most` of them at most, so that few are empty.
-
-    With as many pieces as `most`, or more, it is `most`: volumes of any length then share one compilation.
-
-    >>> even_size(14, 8), even_size(28, 8), even_size(3, 8), even_size(128, 8), even_size(183, 8)
-    (7, 7, 3, 8, 8)
-    """
-    pieces = -(-count // most)
-    return -(-count // pieces)
-
-
-def infer_in_equal_pieces(
-    slices: NDArray[np.float32],
-    size: int,
-    state: State,
-    infer: Callable[[NDArray[np.float32], State], tuple[NDArray[np.float32], State]],
-    progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float32]:
-    """A stack through a network that keeps its state and was compiled for one size of stack.
-
-    The last piece is filled up with empty slices, and the first follows an empty state. What these give is dropped.
-
-    Parameters
-    ----------
-    slices
-        (n + 2, 1, H, W).
-    size
-        Slices of each piece.
-    state
-        Of two empty slices.
-    infer
-        A piece (size, 1, H, W) and the state before it to probabilities (size, H, W), of slices from the one before the piece to its
-        last but one, and the state after it.
-    progress
-        Called with the output slices done and their total.
-
-    Returns
-    -------
-    (n, H, W)
-    """
-    before = 2 * HALO
-    total = len(slices) - before
-    found = []
-    for first in range(0, len(slices), size):
-        piece = np.zeros((size, *slices.shape[1:]), np.float32)
-        piece[: len(slices) - first] = slices[first : first + size]
-        lesion, state = infer(piece, state)
-        found.append(lesion)
-        if progress is not None:
-            progress(max(0, min(first + size - before, total)), total)
-    return np.concatenate(found)[before:][:total]
 
 
 def infer_in_chunks(

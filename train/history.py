@@ -14,6 +14,7 @@ COLUMNS = (
     "validation_dice",
     "renormalised",
     "slices_per_second",
+    "seconds",
 )
 Rows = Sequence[dict[str, float]]
 
@@ -22,7 +23,7 @@ def history_csv(rows: Rows) -> bytes:
     """One line an epoch.
 
     Dice is of the training slabs or windows as they were augmented; `renormalised` counts the batches that overflowed under
-    frozen norms and were computed again by their own statistics.
+    frozen norms and were computed again by their own statistics; `seconds` are those of all steps so far and of the validations between them.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

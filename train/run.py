@@ -36,7 +36,7 @@ from lesionrt.train.samples import Batches, Slabs, Windows
 from lesionrt.train.weights import initialise, norms, round_weights
 
 FORMAT = "lesionrt training state"
-VERSION = 2
+VERSION = 3
 CHECKPOINT, STATE, BEST = "checkpoint.pt", "state.pt", "best.pt"
 RUN, HISTORY, PICTURE = "run.json", "history.csv", "history.png"
 VALIDATION_SLICES = 8  # at a time
@@ -82,7 +82,7 @@ class Run:
             if recipe.optimiser == "adamw"
             else torch.optim.SGD(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
         )
-        self.step = 0
+        self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.totals = _no_totals()
 
@@ -169,7 +169,7 @@ class Run:
             num_workers=workers,
             worker_init_fn=ignore_signals,
         )
-        began, first, signum = time.perf_counter(), self.step, 0
+        began, first, before, signum = time.perf_counter(), self.step, self.seconds, 0
         with signals() as caught:
             for slices, lesions in loader:
                 loss = self._advance(objective, slices, lesions, samples.batches)
@@ -180,6 +180,7 @@ class Run:
                 )
                 progress(now)
                 end = self.step % samples.epoch_batches == 0 or self.step == samples.batches
+                self.seconds = before + time.perf_counter() - began
                 if end:
                     self._end_epoch(validation, now, samples.epoch_batches, say)
                 signum = self._agreed(caught)
@@ -258,6 +259,7 @@ class Run:
             "dice": _dice(totals[2:5]),
             "renormalised": float(totals[5] / self.world),
             "slices_per_second": now.slices_per_second,
+            "seconds": self.seconds,
         }
         if validation:
             row |= self._validate(validation)
@@ -327,6 +329,7 @@ class Run:
             "format": FORMAT,
             "version": VERSION,
             "step": self.step,
+            "seconds": self.seconds,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -352,7 +355,7 @@ class Run:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.history = int(state["step"]), list(state["history"])
+            self.step, self.seconds, self.history = int(state["step"]), float(state["seconds"]), list(state["history"])
             self.totals = state["totals"] / self.world
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit the run ({error}); start the run again") from error

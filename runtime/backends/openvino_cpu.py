@@ -16,7 +16,7 @@ from lesionrt.runtime.backends import Arrays, Backend, Probe
 from lesionrt.runtime.backends.onnx_cpu import device
 from lesionrt.runtime.backends.onnx_stream import STATE, check_names
 from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle
-from lesionrt.runtime.chunks import default_chunk, even_size, infer_in_equal_pieces
+from lesionrt.runtime.chunks import default_chunk
 from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 from lesionrt.runtime.prepare import HALO
 from lesionrt.runtime.processor import cores, fast_bfloat16
@@ -113,7 +113,8 @@ class OpenvinoBackend:
     ) -> NDArray[np.float32]:
         """A whole stack (n + 2, 1, H, W) to (n, H, W), `chunk` slices at a time; one thread after the other.
 
-        Every piece has the same size, so that one compilation serves all: the slices are spread evenly over the pieces.
+        Every piece has the same size, so that one compilation serves all: the slices are spread evenly over the pieces, the last
+        one is filled up with empty slices, and the first follows an empty state. What these give is dropped.
         """
         with self._lock:
             return self._infer_stack(slices, chunk, progress)
@@ -124,20 +125,26 @@ class OpenvinoBackend:
         if self._model is None:
             raise UsageError("the segmenter is closed; use it inside its `with` block")
         count, _, height, width = slices.shape
-        size = even_size(count, chunk or default_chunk(height, width))
+        total = count - BEFORE
+        size = _even_size(count, chunk or default_chunk(height, width))
         request = self._request(size, height, width)
-
-        def infer(piece: NDArray[np.float32], state: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        state = {name: np.zeros(shape, np.float32) for name, shape in self._shapes(height, width).items()}
+        found = []
+        for first in range(0, count, size):
+            piece = np.zeros((size, 1, height, width), np.float32)
+            piece[: count - first] = slices[first : first + size]
             try:
                 given = request.infer({"slices": piece, **state})
             except RuntimeError as error:
                 raise UnavailableError(
                     f"OpenVINO failed on {self.device} ({_last_line(error)}); try a smaller --chunk"
                 ) from error
-            return given["lesion"], {name: given[following] for name, following in self._next.items()}
-
-        empty = {name: np.zeros(shape, np.float32) for name, shape in self._shapes(height, width).items()}
-        return infer_in_equal_pieces(slices, size, empty, infer, progress)
+            state = {name: given[following] for name, following in self._next.items()}
+            found.append(given["lesion"])
+            if progress is not None:
+                progress(max(0, min(first + size - BEFORE, total)), total)
+        lesion: NDArray[np.float32] = np.concatenate(found)[BEFORE:][:total]
+        return lesion
 
     def _shapes(self, height: int, width: int) -> dict[str, list[int]]:
         """Of the state; its names say how many pixels there are per value."""
@@ -168,6 +175,18 @@ class OpenvinoBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._compiled = self._model = None
+
+
+def _even_size(count: int, most: int) -> int:
+    """Slices of each piece of a stack, `most` of them at most, so that few are empty.
+
+    With as many pieces as `most`, or more, it is `most`: volumes of any length then share one compilation.
+
+    >>> _even_size(14, 8), _even_size(28, 8), _even_size(3, 8), _even_size(128, 8), _even_size(183, 8)
+    (7, 7, 3, 8, 8)
+    """
+    pieces = -(-count // most)
+    return -(-count // pieces)
 
 
 @cache

@@ -244,7 +244,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, run: Run) -> No
 )
 def test_every_variant_exports_and_streams(tmp_path: Path, attention: bool, convlstm: bool, readout: str) -> None:
     torch.manual_seed(0)
-    config = NetworkConfig(4, 2, 1, 8, attention=attention, convlstm=convlstm, readout=readout)  # type: ignore[arg-type]
+    config = NetworkConfig(4, 1, 1, 8, attention=attention, convlstm=convlstm, readout=readout)  # type: ignore[arg-type]
     network = Network(config).eval()
     export_graph(network, "fp32", tmp_path / "m.onnx", {})
     export_stream_graph(Stream(with_one_input_channel(network)), tmp_path / "s.onnx", {}, tmp_path / "m.onnx")
