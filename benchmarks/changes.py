@@ -81,6 +81,7 @@ CHANGES = {
     "OpenVINO": ("onnxruntime-blocks", "openvino-fp32"),
     "bfloat16": ("openvino-fp32", "openvino-bf16"),
 }
+STARTS = ("onnxruntime-blocks", "openvino-bf16")
 # With both neighbours a multiple of every chunk: else a backend that cuts a stack evenly would compute fewer at a time.
 SLICES = 30
 GZIP_LEVELS = (1, 6, 9)
@@ -189,6 +190,26 @@ class Changes:
             "findings": parity.findings(TOLERANCES[self.ways[name].precision], self.bundle.model.trained),
         }
 
+    def starts(self, repeats: int) -> dict[str, Any]:
+        """Seconds from a process's start until the network is loaded and the volume prepared, in turn and at once."""
+
+        def seconds(way: Way, meanwhile: bool) -> float | None:
+            with self._child(
+                "start", Case("start", "", way.precision, "backend", way.backend), self.bundle.path
+            ) as child:
+                try:
+                    child.ask("open", meanwhile=meanwhile)
+                except UnavailableError:
+                    return None
+                return time.monotonic() - child.begun
+
+        rounds = {
+            f"{name}, {'at once' if meanwhile else 'in turn'}": partial(seconds, WAYS[name], meanwhile)
+            for name in STARTS
+            for meanwhile in (False, True)
+        }
+        return {name: asdict(spread(found)) for name, found in interleaved(rounds, repeats).items()}
+
     def changes(self) -> dict[str, Any]:
         """Each change's gain."""
         gains = {}
@@ -245,6 +266,7 @@ def command(
     with tempfile.TemporaryDirectory(prefix="lesionrt-changes-") as folder:
         measured = Changes(bundle, flair, slices, Path(folder))
         measured.run(WAYS, repeats)
+        starts = measured.starts(repeats)
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": bundle.name,
@@ -254,12 +276,13 @@ def command(
         "threads": cores(),
         "changes": measured.changes(),
         "ways": measured.found,
+        "start_s": starts,
         "not_run": measured.failed,
         "files": files(bundle, flair, repeats),
         "machine": describe(),
     }
     write_atomically({out: (json.dumps(report, indent=2) + "\n").encode()})
-    print(json.dumps({key: report[key] for key in ("changes", "not_run", "files")}, indent=2))
+    print(json.dumps({key: report[key] for key in ("changes", "start_s", "not_run", "files")}, indent=2))
 
 
 if __name__ == "__main__":

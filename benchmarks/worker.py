@@ -57,13 +57,15 @@ class Worker:
         self._result = np.empty(0, np.float32)  # of the last stack, and of the last whole volume
         self._volume = np.empty(0, np.float32)
 
-    def open(self) -> dict[str, Any]:
-        """Load the network, read and prepare the volume meanwhile: as ``lesionrt segment`` does."""
+    def open(self, meanwhile: bool = True) -> dict[str, Any]:
+        """Load the network, read and prepare the volume meanwhile, as ``lesionrt segment`` does, or before."""
         order = self._order
         checkpoint = None if order.checkpoint is None else Path(order.checkpoint)
         case = Case(**order.case)
         with ThreadPoolExecutor(1) as reader:
             reading = reader.submit(load_volume, self._bundle, Path(order.flair))
+            if not meanwhile:
+                reading.result()
             start = time.perf_counter()
             opened = open_case(case, self._bundle, checkpoint, Path(order.window_graph), order.threads)
             self._backend = opened.__enter__()

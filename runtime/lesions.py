@@ -71,7 +71,7 @@ def find_lesions(
     # One by one in its box: coordinates of all voxels of a large mask would be most of the memory.
     for n, box in enumerate(scipy.ndimage.find_objects(labels), 1):
         inside = labels[box] == n
-        voxels = np.count_nonzero(inside)
+        voxels = int(np.count_nonzero(inside))
         keep[n] = voxels * voxel_mm3 >= least
         if not keep[n]:
             continue

@@ -20,6 +20,9 @@ def test_before_and_after_are_measured_and_compared_with_pytorch(
     assert (change["before"], change["after"]) == CHANGES["the state is kept between chunks"]
     before, after = (measured.found[change[end]]["s_per_slice"]["median"] for end in ("before", "after"))
     assert change["times_faster"] == pytest.approx(before / after, abs=1e-3)
+    starts = measured.starts(1)
+    assert {f"onnxruntime-blocks, {how}" for how in ("in turn", "at once")} <= {*starts}
+    assert all(row["median"] > 0 for row in starts.values())
 
 
 def test_before_a_change_the_bundle_lacks_its_graphs(tiny_bundle: Path, small_flair: Path, tmp_path: Path) -> None:

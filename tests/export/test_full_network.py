@@ -80,4 +80,4 @@ def test_4_slices_of_a_real_scan_through_the_full_network(shared: Path, full_bun
 
 def test_default_chunks_of_256x256_leave_room_for_the_volume_in_2_gb(full_bundle: Path) -> None:
     answer = subprocess.run([sys.executable, "-c", MEMORY, full_bundle], capture_output=True, text=True, check=True)
-    assert int(answer.stdout) * 1024 < 1.7e9  # the arrays of the volume that are held meanwhile take 0.2
+    assert int(answer.stdout) * 1024 < 1.7e9  # what is held of a volume meanwhile comes on top

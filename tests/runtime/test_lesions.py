@@ -1,5 +1,7 @@
 """Lesions of small masks, counted and measured by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -117,6 +119,16 @@ def test_an_empty_mask_has_no_lesions() -> None:
     assert kept.shape == (3, 4, 5)
     assert not kept.any()
     assert lesion_table(lesions).count("\n") == 1  # the column names
+
+
+def test_a_large_mask_takes_little_more_memory_than_its_labels() -> None:
+    mask, probability = np.ones((64, 64, 64), bool), np.ones((64, 64, 64), np.float32)
+    find_lesions(mask, probability, np.eye(4))  # what is imported for it does not count
+    tracemalloc.start()
+    find_lesions(mask, probability, np.eye(4))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * mask.size  # 4 of a voxel are its label; coordinates would take 24
 
 
 def test_a_full_mask_is_one_lesion() -> None:
