@@ -47,7 +47,7 @@ def folder(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_bundle: Path,
     least_checkpoint: Path,
-    small_flair: Path,
+    flake: Path,
     small_dataset: Path,
 ) -> Path:
     """The files that the README speaks of, made of small phantoms and small networks."""
@@ -57,7 +57,7 @@ def folder(
     shutil.copytree(small_dataset.parent, folder / "dataset")
     (folder / "scans").mkdir()
     for name in ("flair.nii.gz", "scans/sub-01_FLAIR.nii.gz", "scans/other.nii.gz"):
-        shutil.copy(small_flair, folder / name)
+        shutil.copy(flake, folder / name)
     lines = ["flair,mask,patient,time"]
     for seed, patient in enumerate(("p01", "p02")):
         (folder / patient).mkdir()

@@ -188,7 +188,7 @@ def _look_at_mask(mask: Volume, lesions: NDArray[np.bool_], check: ScanCheck) ->
     check.lesion_ml = round(int(np.count_nonzero(lesions)) * voxel_ml, 4)
     check.lesions = label(lesions)[1]
     check.lesion_slices = int(np.count_nonzero(lesions.any(axis=tuple({0, 1, 2} - {axis}))))
-    check.mask_sha256 = voxels_sha256(mask)
+    check.mask_sha256 = mask.sha256
     if not check.lesions:
         check.warnings.append(f"{mask.name}: the mask is empty: its slices teach what is no lesion, and nothing else")
     other = np.unique(mask.data[(mask.data != 0) & (mask.data != 1)])
@@ -227,7 +227,7 @@ def _warnings(scans: Sequence[Scan], checks: Sequence[ScanCheck]) -> list[str]:
     masks = _users((check.mask_sha256, check.name) for check in checks if check.lesions)  # empty ones may well be equal
     found = [f"{' and '.join(names)} are the same image, voxel for voxel" for names in images]
     found += [
-        f"{' and '.join(names)} have the same mask, voxel for voxel; look whether it belongs to both" for names in masks
+        f"{' and '.join(names)} have the same mask, byte for byte; look whether it belongs to both" for names in masks
     ]
     without = [scan.name for scan in scans if scan.split is None]
     if 0 < len(without) < len(scans):

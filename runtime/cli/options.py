@@ -55,6 +55,9 @@ MaxFlipped = Annotated[
 ]
 
 
+_LIBRARIES = {"export": "torch onnx onnxscript", "train": "torch matplotlib"}  # by extra
+
+
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
     """Imports that an extra brings: without it, an error that says how to get it.
@@ -75,10 +78,9 @@ def needs(extra: str) -> Iterator[None]:
                 f"{name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'"
             ) from error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        library = name.partition(".")[0]
         raise UnavailableError(
             f"a library that this command needs is installed but cannot be loaded ({first}). "
-            + (f"Run: pip install --force-reinstall {library}" if library else "Install that library again")
+            f"Run: pip install --force-reinstall {name.partition('.')[0] or _LIBRARIES[extra]}"
         ) from error
 
 
@@ -105,7 +107,7 @@ def check_folder(path: Path) -> None:
     OutputError
         If the path, or what it lies below, is a file or takes no new files.
     """
-    there = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
+    there = next((place for place in (path, *path.parents) if place.is_symlink() or place.exists()), None)
     if there is not None and not there.is_dir():
         what = "a file" if there.exists() else "a link to nothing"
         raise OutputError(f"{there} is {what}; expected a folder for the results")

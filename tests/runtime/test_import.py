@@ -172,7 +172,7 @@ def test_without_onnx_bfloat16_is_left_out_and_named(
 ) -> None:
     result = run("verify", tiny_bundle, "--backend", "cpu", "--json", env=without("onnx"))
     found = json.loads(result.stdout)
-    assert [row["precision"] for row in found["results"]] == ["fp32", "fp16"]
+    assert [row["precision"] for row in found["results"]] == ["fp32", "fp32", "fp16"]
     assert "pip install 'lesionrt[export]'" in found["left_out"]["cpu bf16"]
 
 

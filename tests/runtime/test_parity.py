@@ -165,7 +165,7 @@ def test_values_that_are_given_replace_those_of_a_tolerance() -> None:
 @pytest.mark.parametrize(
     ("counted", "dice", "flipped"),
     [
-        (True, "at least 0.75", "at most max(2, 1.00%)"),
+        (True, "at least 0.75 where more than 2 voxels flip", "at most max(2, 1.00%)"),
         (False, "not judged: untrained model", "not judged: untrained model"),
     ],
 )

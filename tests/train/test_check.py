@@ -54,7 +54,7 @@ def test_what_is_found_in_a_scan(tmp_path: Path) -> None:
     assert found.all_errors() == []
     assert found.all_warnings() == [
         "p_1 and q_1 are the same image, voxel for voxel",
-        "p_1 and q_1 have the same mask, voxel for voxel; look whether it belongs to both",
+        "p_1 and q_1 have the same mask, byte for byte; look whether it belongs to both",
     ]
     shown = check_lines(found)
     assert shown[1].split()[:7] == ["p_1", "-", "6x6x6", "at", "1x2x3", "mm", "LAS"]
