@@ -1,11 +1,13 @@
 """What this machine's processor is good at."""
 
+import math
 import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
@@ -16,7 +18,7 @@ def cores() -> int:
     core would share its multipliers.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return _cores(allowed, SIBLINGS)
+    return int(min(_cores(allowed, SIBLINGS), _granted(CPU_MAX)))
 
 
 def _cores(allowed: Iterable[int], siblings: str) -> int:
@@ -27,6 +29,15 @@ def _cores(allowed: Iterable[int], siblings: str) -> int:
         except OSError:  # no Linux, or not told: each by itself
             found.add(str(processor))
     return len(found)
+
+
+def _granted(path: Path) -> float:
+    """Cores whose time a container may use (cgroup v2): more threads would be stopped in turns."""
+    try:
+        quota, period = path.read_text(encoding="utf-8").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no limit, or not told
+        return math.inf
 
 
 @cache

@@ -2,10 +2,11 @@
 
     python weights/card.py HELD_OUT_RUN ALL_RUN MORE_RUN BUNDLE README
 
-A run is the folder of a training, the first and the last with what `lesionrt evaluate` found in `evaluation/`: steps and figures
-are copied from there, never typed.
+A run is the folder of a training, the first and the last with what `lesionrt evaluate` found in `evaluation/`: steps, minutes and
+figures are copied from there, never typed, and kept in `record.json`.
 """
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any], more: 
             for run, values in runs.items()
             for key in ("steps", "slabs", "slab_slices", "size", "lesion_centred")
         },
+        held_minutes=round(held_out["seconds"] / 60),
+        all_minutes=round((everyone["seconds"] + more["seconds"]) / 60),
     )
 
 
@@ -90,10 +93,17 @@ def page(manifest: dict[str, Any], measured_with: str) -> str:
     )
 
 
+def seconds(folder: Path) -> float:
+    """How long a run took, by its history."""
+    *_, last = csv.DictReader((folder / "history.csv").open())
+    return float(last["seconds"])
+
+
 def main(held_out: Path, everyone: Path, more: Path, bundle: Path, readme: Path) -> None:
-    """Write the manifest, the page beside the bundle, and the README's table."""
+    """Write the manifest, the page beside the bundle, the README's table, and the record of the runs beside this script."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    runs = [json.loads((folder / "run.json").read_text()) for folder in (held_out, everyone, more)]
+    folders = (held_out, everyone, more)
+    runs = [{**json.loads((folder / "run.json").read_text()), "seconds": seconds(folder)} for folder in folders]
     found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in (held_out, more)]
     manifest["card"]["recipe"] = recipe(manifest["card"]["recipe"], *runs)
     manifest["card"]["figures"] = figures(*found)
@@ -103,6 +113,15 @@ def main(held_out: Path, everyone: Path, more: Path, bundle: Path, readme: Path)
         bundle / MANIFEST: json.dumps(manifest, indent=2) + "\n",
         bundle.parent / "README.md": page(manifest, measured_with),
         readme: with_table(readme.read_text(), manifest["card"]["figures"]),
+        Path(__file__).with_name("record.json"): json.dumps(
+            {
+                "model": manifest["model"],
+                "runs": dict(zip(("held_out", "all", "more"), runs, strict=True)),
+                "evaluations": dict(zip(("held_out", "more"), found, strict=True)),
+            },
+            indent=1,
+        )
+        + "\n",
     }
     write_atomically({path: text.encode() for path, text in texts.items()})
     print(table(manifest["card"]["figures"]))

@@ -1,8 +1,11 @@
 """How many threads are taken unasked."""
 
+import math
 from pathlib import Path
 
-from lesionrt.runtime.processor import _cores
+import pytest
+
+from lesionrt.runtime.processor import _cores, _granted
 
 
 def test_two_threads_of_a_core_count_once_and_only_what_may_be_used_counts(tmp_path: Path) -> None:
@@ -15,3 +18,13 @@ def test_two_threads_of_a_core_count_once_and_only_what_may_be_used_counts(tmp_p
 
 def test_where_nothing_is_told_each_processor_is_a_core(tmp_path: Path) -> None:
     assert _cores({0, 3, 5}, f"{tmp_path}/{{}}") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("200000 100000\n", 2), ("150000 100000\n", 1), ("50000 100000\n", 1), ("max 100000\n", math.inf)],
+)
+def test_a_container_has_as_many_cores_as_it_is_granted(text: str, expected: float, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    assert _granted(tmp_path / "cpu.max") == expected
+    assert _granted(tmp_path / "none") == math.inf

@@ -25,13 +25,14 @@ def script(name: str) -> ModuleType:
 
 def run(steps: int, scans: str, device: str = "cpu", **recipe: float) -> dict[str, object]:
     values = {"steps": steps, "slabs": 4, "slab_slices": 3, "size": 96, "lesion_centred": 0.3, **recipe}
-    return {"recipe": values, "train": dict.fromkeys(scans.split()), "where": {"device": device}}
+    where = {"device": device}
+    return {"recipe": values, "train": dict.fromkeys(scans.split()), "where": where, "seconds": 60.0 * steps}
 
 
 def test_the_recipes_numbers_are_those_of_the_runs() -> None:
-    text = "{held_steps}, {all_steps}, {more_steps} steps; {more_lesion_centred} of {held_size}; without {held_out}; {device}"
+    text = "{held_steps}, {all_steps}, {more_steps} steps; {more_lesion_centred} of {held_size}; without {held_out}; {device}, {held_minutes} and {all_minutes} minutes"
     runs = run(8, "a_1"), run(3, "a_1 b_1 b_2"), run(9, "a_1 b_1 b_2", lesion_centred=0.2)
-    assert script("card").recipe(text, *runs) == "8, 3, 9 steps; 0.2 of 96; without b; CPU cores"
+    assert script("card").recipe(text, *runs) == "8, 3, 9 steps; 0.2 of 96; without b; CPU cores, 8 and 12 minutes"
     assert script("card").recipe("{device}", *runs[:2], run(9, "a_1", "cuda")) == "a GPU"
 
 
