@@ -293,13 +293,20 @@ class _Bench:
         if not right:
             return None
         right.sort(key=lambda one: not one.case.in_pytorch)  # PyTorch first
-        reference = self._probabilities(right[0], "save_volume")
-        for one in whole:
-            with self._told(one):
-                found = compare(reference, self._probabilities(one, "save_volume"), self.bundle.threshold)
-                one.row["volume_parity"] = found.as_dict()
-                one.row["findings"] += [f"whole volume: {finding}" for finding in self._findings(one, found)]
-                one.row["wrong"] = bool(one.row["findings"])
+        reference = None
+        for one in (right[0], *whole):
+            try:
+                probabilities = self._probabilities(one, "save_volume")
+                reference = probabilities if reference is None else reference
+                found = compare(reference, probabilities, self.bundle.threshold)
+            except LesionrtError as error:  # its times stand
+                self.say(f"{one.case.name}: its whole volume was not compared: {error}")
+                if reference is None:
+                    return None
+                continue
+            one.row["volume_parity"] = found.as_dict()
+            one.row["findings"] += [f"whole volume: {finding}" for finding in self._findings(one, found)]
+            one.row["wrong"] = bool(one.row["findings"])
         return right[0].case.name
 
     def _reference(self, alive: list[_Running]) -> tuple[np.ndarray, str, str]:

@@ -49,7 +49,7 @@ def explanation(report: dict[str, Any]) -> list[str]:
         "or once a chunk where no state is kept between chunks. "
         f"Times faster is against {report['baseline']}, on the same slices in the same run.",
         f"Seconds per volume are from file to files, {volume['slices']} slices; ~ marks what was not measured on the "
-        f"whole volume but scaled from the {slab} slices, without reading and writing. Faster, volume: the same ratio for whole volumes.",
+        f"whole volume but scaled from the {slab} slices, without reading and writing. Faster, volume: the same ratio for whole volumes, against the baseline as it was when they were timed.",
         "Cold start is from the process's start to the first output slice, the volume read and prepared. "
         f"Peak is the process's resident memory, after whole volumes where they were computed, else after the {slab} slices.",
         f"99.9th percentile of the difference and Dice of the masks are of the {slab} slices, against {report['reference']}; whole volumes "

@@ -64,7 +64,7 @@ def device_peak() -> Iterator[Callable[[], float | None]]:
         yield lambda: max((value for value in seen if value is not None), default=None)
     finally:
         over.set()
-        if watcher.is_alive():
+        if watcher.ident is not None:
             watcher.join()
             seen.append(device_memory_mb())
 

@@ -124,6 +124,7 @@ class Worker:
 
     def volume(self) -> dict[str, Any]:
         """From file to files, once."""
+        self._volume = np.empty(0, np.float32)
         segmenter = Segmenter(self._order.bundle, backend=self._backend)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()

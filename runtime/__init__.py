@@ -14,7 +14,7 @@ from lesionrt.runtime.errors import (
     UsageError,
     VolumeError,
 )
-from lesionrt.runtime.segmenter import Segmentation, Segmenter
+from lesionrt.runtime.segmenter import Segmentation, Segmenter, load_volume
 
 __all__ = [
     "BundleError",
@@ -28,4 +28,5 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "VolumeError",
+    "load_volume",
 ]

@@ -66,7 +66,9 @@ class Loaded:
     seconds: dict[str, float]
 
 
-def check_options(threshold: float | None, min_lesion_mm3: float, chunk: int | None, threads: int | None) -> None:
+def check_options(
+    threshold: float | None, min_lesion_mm3: float, chunk: int | None = None, threads: int | None = None
+) -> None:
     """Refuse values with which a :class:`Segmenter` cannot work, before anything is read.
 
     Raises
@@ -157,7 +159,9 @@ class Segmenter:
         threads: int | None = None,
     ) -> None:
         check_options(threshold, min_lesion_mm3, chunk, threads)
-        self.bundle = model if isinstance(model, Bundle) else load_bundle(Path(model or DEFAULT_MODEL))
+        self.bundle = (
+            model if isinstance(model, Bundle) else load_bundle(DEFAULT_MODEL if model is None else Path(model))
+        )
         self.threshold = self.bundle.threshold if threshold is None else threshold
         self.min_lesion_mm3 = min_lesion_mm3
         self.chunk = chunk

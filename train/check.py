@@ -66,7 +66,7 @@ class ScanCheck:
     lesion_ml: float | None = None
     lesions: int | None = None
     lesion_slices: int | None = None
-    flair_sha256: str | None = None
+    flair_voxels_sha256: str | None = None
     mask_sha256: str | None = None
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -131,7 +131,7 @@ def check_dataset(dataset: Path, scans: Sequence[Scan]) -> DatasetCheck:
     splits = {scan.name: scan.split or "train" for scan in scans}
     errors += [
         f"{' and '.join(names)} are the same image and stand in different splits: take it out of one"
-        for names in _users((check.flair_sha256, check.name) for check in checks)
+        for names in _users((check.flair_voxels_sha256, check.name) for check in checks)
         if len({splits[name] for name in names}) > 1
     ]
     if all(check.lesion_ml == 0 for check in checks):
@@ -174,7 +174,7 @@ def _look_at_flair(flair: Volume, check: ScanCheck) -> None:
     middle = np.percentile(values, PERCENTILES).tolist()
     check.intensities = tuple(round(float(value), 4) for value in (values.min(), *middle, values.max()))
     check.brain_ml = round(values.size * float(np.prod(sizes)) / 1000, 1)
-    check.flair_sha256 = voxels_sha256(flair)
+    check.flair_voxels_sha256 = voxels_sha256(flair)
     if values.min() == values.max():
         check.errors.append(
             f"{flair.name}: its values are 0 and {values[0]:g} alone: a mask, where an image was expected"
@@ -223,7 +223,7 @@ def patients_in_two_splits(scans: Sequence[Scan]) -> list[str]:
 
 
 def _warnings(scans: Sequence[Scan], checks: Sequence[ScanCheck]) -> list[str]:
-    images = _users((check.flair_sha256, check.name) for check in checks)
+    images = _users((check.flair_voxels_sha256, check.name) for check in checks)
     masks = _users((check.mask_sha256, check.name) for check in checks if check.lesions)  # empty ones may well be equal
     found = [f"{' and '.join(names)} are the same image, voxel for voxel" for names in images]
     found += [

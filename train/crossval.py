@@ -154,7 +154,8 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
     Raises
     ------
     DatasetError
-        If a scan cannot be used, or the other data set holds one of these: a model would be judged by what it learned.
+        If a scan cannot be used, a fold has no lesion to learn from, or the other data set holds one of these scans: a model would
+        be judged by what it learned.
     OutputError
         If the folder was begun with another recipe or other scans.
     """
@@ -172,8 +173,9 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
         )
     )
     looked = {scan.name: _look_at(scan) for scan in scans}  # before hours of training
+    lesions = {name: some for name, (_, some) in looked.items()}
     for fold in folds:
-        _check_lesions(fold, {name: lesions for name, (_, lesions) in looked.items()})
+        _check_lesions(fold, lesions)
     known = {image: name for name, (image, _) in looked.items()}
     patients = {scan.name: scan.patient for scan in scans}
     for name, (image, _) in looked.items():

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import DatasetError
@@ -252,8 +253,9 @@ def prepare_pair(
 
 
 def voxels_sha256(volume: Volume) -> str:
-    """By which an image is known again, however its file is packed."""
-    return sha256_of(np.ascontiguousarray(volume.data).tobytes())
+    """By which an image is known again, however its file is packed and its axes are turned."""
+    turned = apply_orientation(volume.data, io_orientation(volume.affine))
+    return sha256_of(np.ascontiguousarray(turned).tobytes())
 
 
 def select(scans: Sequence[Scan], patients: Iterable[str], what: str) -> list[Scan]:

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -249,6 +248,19 @@ def plain(value: Any) -> Any:
     return value
 
 
+def patients_of(training_data: str) -> set[str]:
+    """Who may be meant by what a model's training data says: scans ``patient_time``, and words before and after a comma.
+
+    >>> sorted(patients_of("p1_1, p1_2; epoch chosen on p3_1; donor masks: 27; started from m, trained on p2_1"))
+    ['p1', 'p1_1', 'p1_2', 'p2', 'p2_1']
+    """
+    first, *more = training_data.split(";")
+    told = [first, *(part.partition("trained on ")[2] for part in more)]
+    names = {name.strip() for part in told for name in part.split(",")}
+    names |= {word for name in names for word in name.split()}
+    return {one for name in names for one in (name, name.rpartition("_")[0]) if one}
+
+
 def evaluate(dataset: Path, scans: Sequence[Scan], predictor: Predictor, say: Say = lambda _: None) -> Evaluation:
     """Evaluate scans one after another.
 
@@ -269,10 +281,10 @@ def evaluate(dataset: Path, scans: Sequence[Scan], predictor: Predictor, say: Sa
         If a scan cannot be used.
     """
     done = []
-    learned = re.findall(r"[\w.-]+", predictor.description.get("model", {}).get("training_data", ""))
+    learned = patients_of(predictor.description.get("model", {}).get("training_data", ""))
     for number, scan in enumerate(scans, 1):
         found = evaluate_scan(scan, predictor)
-        if any(scan.patient in (word, word.rpartition("_")[0]) for word in learned):
+        if scan.patient in learned:
             text = f"{TRAINED_ON} {scan.patient}: this is no figure of a new patient"
             found = replace(found, warnings=(*found.warnings, text))
         say(

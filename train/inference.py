@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Arrays
 from lesionrt.runtime.chunks import infer_in_chunks
-from lesionrt.runtime.errors import CheckpointError, UsageError
+from lesionrt.runtime.errors import CheckpointError
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.lesions import find_lesions
 from lesionrt.runtime.prepare import Preparation, prepare_volume
+from lesionrt.runtime.segmenter import check_options
 from lesionrt.runtime.volume import Volume, nonzero_brain, skull_warning
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.dataset import Scan
@@ -89,10 +90,7 @@ class CheckpointModel:
     """A checkpoint's predictions; a context manager, as other models are."""
 
     def __init__(self, path: Path, threshold: float | None = None, min_lesion_mm3: float = 0.0) -> None:
-        if threshold is not None and not 0 < threshold < 1:
-            raise UsageError(f"threshold is {threshold}; expected a probability between 0 and 1")
-        if not 0 <= min_lesion_mm3 < float("inf"):
-            raise UsageError(f"min_lesion_mm3 is {min_lesion_mm3}; expected 0 or more")
+        check_options(threshold, min_lesion_mm3)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._checkpoint = load_checkpoint(path)
         self._network = self._checkpoint.network.to(device)

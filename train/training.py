@@ -7,7 +7,7 @@ import numpy as np
 import torch.distributed as dist
 
 from lesionrt.runtime.bundle import ModelInfo
-from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError
+from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, VolumeError
 from lesionrt.runtime.files import sha256, sha256_of
 from lesionrt.train.augment import Lesions, read_lesions
 from lesionrt.train.cache import PreparedScan, contents, load_scan
@@ -120,8 +120,11 @@ def train(
         known = {sha256_of(scan.slices.tobytes()): scan.name for scan in scans}
         for scan in held:
             _check_image(known, scan)
-        for other in left_out:  # one at a time: they are not trained on
-            _check_image(known, load_scan(other, recipe.preparation, multiple, cache))
+        for other in left_out if rank == 0 else ():  # one at a time: they are not trained on
+            try:
+                _check_image(known, load_scan(other, recipe.preparation, multiple, cache))
+            except VolumeError as error:
+                say(f"note: {other.name}, left out, cannot be compared with what is trained on: {error}")
         if recipe.keep == "best" and not any(scan.lesions.any() for scan in held):
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
         donors = donor_masks(recipe)

@@ -41,7 +41,7 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run the command; our errors, and those of the file system, become a message on stderr and their exit code."""
     signal.signal(signal.SIGTERM, _terminated)
-    if sys.stdout is None:  # closed: what is opened next would take its number, and what a library prints
+    if sys.stdout is None:  # closed: what is opened next might take its number, and what a library prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     if sys.stderr is None:  # closed: `print` would put errors on stdout
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
@@ -61,7 +61,7 @@ def main() -> None:
         sys.exit(UnavailableError.exit_code)
     except OSError as error:
         # Such as a name too long or a folder that may not be entered, wherever a path is first looked at.
-        named = "what is printed" if error.filename is None else error.filename
+        named = "standard output, or what the system gives" if error.filename is None else error.filename
         print(f"error: {named}: cannot be used ({error.strerror or error}); give another path", file=sys.stderr)
         sys.exit(InputError.exit_code)
 

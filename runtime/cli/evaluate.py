@@ -76,10 +76,10 @@ def command(
     with _predictor(scans, masks, model, backend, threshold, min_lesion_mm3) as predictor:
         print(f"evaluating {predictor.description['what']}", file=sys.stderr)
         found = evaluate(dataset, scans, predictor, lambda line: print(line, file=sys.stderr))
-    known = [scan.scan.name for scan in found.scans if any(text.startswith(TRAINED_ON) for text in scan.warnings)]
+    known = {scan.scan.patient for scan in found.scans if any(text.startswith(TRAINED_ON) for text in scan.warnings)}
     if known:
         print(
-            f"note: the model was trained on patients of these names, whose figures count in the means: {', '.join(known)}",
+            f"note: the model was trained on patients named {', '.join(sorted(known))}; their figures count in the means",
             file=sys.stderr,
         )
     content = {"json": found.as_json(), "csv": found.as_csv(), "html": evaluation_page(found, table3)}

@@ -80,7 +80,7 @@ def needs(extra: str) -> Iterator[None]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnavailableError(
             f"a library that this command needs is installed but cannot be loaded ({first}). "
-            f"Run: pip install --force-reinstall {name.partition('.')[0] or _LIBRARIES[extra]}"
+            f"Run: pip install --force-reinstall {_LIBRARIES[extra]}"
         ) from error
 
 

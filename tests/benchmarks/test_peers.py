@@ -1,6 +1,7 @@
 """What stands beside the toolkit in the benchmark fails by itself."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,13 @@ def test_augmentation_is_measured_by_kinds_and_monai_is_left_out_where_it_is_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(peers_measure, "SLABS", 1)
+    monkeypatch.setitem(sys.modules, "monai", None)
     stack = np.random.default_rng(0).uniform(-1, 3, (8, 96, 96)).astype(np.float32)
     stack[:, :4] = -5
     found = measure(augmentation_makers(stack), 3, 1)
     assert found["alike"]["s_per_slice"]["median"] > 0
     assert found["all"]["times_faster"] > 0
-    assert found["monai"] == {"skipped": "ModuleNotFoundError: No module named 'monai'"}
+    assert found["monai"]["skipped"].startswith("ModuleNotFoundError")
 
 
 def test_measuring_that_takes_too_long_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lesionrt.runtime.errors import DatasetError
+from lesionrt.runtime.volume import read_flair
 from lesionrt.train.augment import Lesions
 from lesionrt.train.cache import load_scan
-from lesionrt.train.dataset import Scan, read_dataset
+from lesionrt.train.dataset import Scan, read_dataset, voxels_sha256
 from lesionrt.train.evaluation import TRAINED_ON, evaluate
 from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import load_recipe
@@ -40,6 +41,7 @@ def test_an_image_is_known_again_however_its_file_is_packed_and_turned(scans: li
     paths = [tmp_path / "flair.nii", tmp_path / "mask.nii"]
     for path, source in zip(paths, (scans[0].flair, scans[0].mask), strict=True):
         nib.save(nib.load(source).as_reoriented([[0, -1], [1, 1], [2, 1]]), path)
+    assert voxels_sha256(read_flair(paths[0])) == voxels_sha256(read_flair(scans[0].flair))
     again = Scan(*paths, "somebody else", "1")
     with pytest.raises(DatasetError, match=r"somebody else_1 and a_1 are the same image"):
         train(load_recipe("default", FAST), scans, [], tmp_path / "run", left_out=[again])
