@@ -122,9 +122,11 @@ def train(
             _check_image(known, scan)
         for other in left_out if rank == 0 else ():  # one at a time: they are not trained on
             try:
-                _check_image(known, load_scan(other, recipe.preparation, multiple, cache))
-            except VolumeError as error:
+                prepared = load_scan(other, recipe.preparation, multiple, cache)
+            except (DatasetError, VolumeError) as error:
                 say(f"note: {other.name}, left out, cannot be compared with what is trained on: {error}")
+                continue
+            _check_image(known, prepared)
         if recipe.keep == "best" and not any(scan.lesions.any() for scan in held):
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
         donors = donor_masks(recipe)
