@@ -293,16 +293,16 @@ class _Bench:
         if not right:
             return None
         right.sort(key=lambda one: not one.case.in_pytorch)  # PyTorch first
-        reference = None
-        for one in (right[0], *whole):
+        try:
+            reference = self._probabilities(right[0], "save_volume")
+        except LesionrtError as error:
+            self.say(f"whole volumes were not compared: {error}")
+            return None
+        for one in whole:
             try:
-                probabilities = self._probabilities(one, "save_volume")
-                reference = probabilities if reference is None else reference
-                found = compare(reference, probabilities, self.bundle.threshold)
+                found = compare(reference, self._probabilities(one, "save_volume"), self.bundle.threshold)
             except LesionrtError as error:  # its times stand
                 self.say(f"{one.case.name}: its whole volume was not compared: {error}")
-                if reference is None:
-                    return None
                 continue
             one.row["volume_parity"] = found.as_dict()
             one.row["findings"] += [f"whole volume: {finding}" for finding in self._findings(one, found)]
@@ -319,7 +319,7 @@ class _Bench:
         return known.lesion, "reference", f"PyTorch float32 at export, {known.source} in the bundle"
 
     def _probabilities(self, one: _Running, verb: str) -> np.ndarray:
-        """The slab's with the verb ``save``, those of the bundle's reference slices with ``reference``."""
+        """The slab's with the verb ``save``, a whole volume's with ``save_volume``, the bundle's reference slices' with ``reference``."""
         path = self.folder / f"{one.case.name}.npy"
         one.child.ask(verb, path=str(path))
         found: np.ndarray = np.load(path)
