@@ -46,7 +46,7 @@ class Recipe:
     slabs: int = 4
     slab_slices: int = 3
     size: int = 96
-    lesion_centred: float = 0.3
+    lesion_centred: float = 0.2
     donors: str = ""
     steps: int = 1600
     epoch_steps: int = 100
