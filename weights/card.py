@@ -1,9 +1,9 @@
-"""Put what three runs did and reached into the default model's manifest, its page and the README.
+"""Put what two runs did and reached into the default model's manifest, its page and the README.
 
-    python weights/card.py HELD_OUT_RUN ALL_RUN MORE_RUN BUNDLE README
+    python weights/card.py HELD_OUT_RUN ALL_RUN BUNDLE README
 
-A run is the folder of a training, the first and the last with what `lesionrt evaluate` found in `evaluation/`: steps, minutes and
-figures are copied from there, never typed, and kept in `record.json`.
+A run is the folder of a training, with what `lesionrt evaluate` found in `evaluation/`: steps, minutes and figures are copied from
+there, never typed, and kept in `record.json`.
 """
 
 import csv
@@ -38,12 +38,12 @@ def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dic
     }
 
 
-def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any], more: dict[str, Any]) -> str:
+def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any]) -> str:
     """How the model was made, with what the runs' descriptions say in place of the names in braces."""
     unseen = everyone["train"].keys() - held_out["train"].keys()
-    runs = {"held": held_out["recipe"], "all": everyone["recipe"], "more": more["recipe"]}
+    runs = {"held": held_out["recipe"], "all": everyone["recipe"]}
     return text.format(
-        device={"cpu": "CPU cores"}.get(more["where"]["device"], "a GPU"),
+        device={"cpu": "CPU cores"}.get(everyone["where"]["device"], "a GPU"),
         held_out=" and ".join(sorted({name.rpartition("_")[0] for name in unseen})),
         **{
             f"{run}_{key}": values[key]
@@ -51,7 +51,7 @@ def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any], more: 
             for key in ("steps", "slabs", "slab_slices", "size", "lesion_centred")
         },
         held_minutes=round(held_out["seconds"] / 60),
-        all_minutes=round((everyone["seconds"] + more["seconds"]) / 60),
+        all_minutes=round(everyone["seconds"] / 60),
     )
 
 
@@ -99,12 +99,12 @@ def seconds(folder: Path) -> float:
     return float(last["seconds"])
 
 
-def main(held_out: Path, everyone: Path, more: Path, bundle: Path, readme: Path) -> None:
+def main(held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
     """Write the manifest, the page beside the bundle, the README's table, and the record of the runs beside this script."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    folders = (held_out, everyone, more)
+    folders = (held_out, everyone)
     runs = [{**json.loads((folder / "run.json").read_text()), "seconds": seconds(folder)} for folder in folders]
-    found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in (held_out, more)]
+    found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in folders]
     manifest["card"]["recipe"] = recipe(manifest["card"]["recipe"], *runs)
     manifest["card"]["figures"] = figures(*found)
     by = [f"{one['prediction']['backend']}, {one['prediction']['precision']}" for one in found]
@@ -116,8 +116,8 @@ def main(held_out: Path, everyone: Path, more: Path, bundle: Path, readme: Path)
         Path(__file__).with_name("record.json"): json.dumps(
             {
                 "model": manifest["model"],
-                "runs": dict(zip(("held_out", "all", "more"), runs, strict=True)),
-                "evaluations": dict(zip(("held_out", "more"), found, strict=True)),
+                "runs": dict(zip(("held_out", "all"), runs, strict=True)),
+                "evaluations": dict(zip(("held_out", "all"), found, strict=True)),
             },
             indent=1,
         )
