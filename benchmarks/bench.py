@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,17 +21,18 @@ from lesionrt.benchmarks.bench_table import RESTORED
 from lesionrt.benchmarks.cases import Case, find_cases, select
 from lesionrt.benchmarks.checkpoints import check_preparation, restored_checkpoint
 from lesionrt.benchmarks.child import Child, environment
+from lesionrt.benchmarks.compared import compare_slabs, compare_volumes
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import describe, device_memory_mb, device_peak
 from lesionrt.benchmarks.rates import best_of
 from lesionrt.benchmarks.roofline import Work, roofline, slab_in_volume, stack_work
 from lesionrt.benchmarks.rows import STAGES, finite, relate, row_of
+from lesionrt.benchmarks.running import Running, Say
 from lesionrt.benchmarks.scaling import Points, scaling
 from lesionrt.benchmarks.worker import Order
-from lesionrt.runtime.bundle import REFERENCE, Bundle, load_bundle
-from lesionrt.runtime.errors import CheckpointError, LesionrtError, UnavailableError
+from lesionrt.runtime.bundle import Bundle, load_bundle
+from lesionrt.runtime.errors import CheckpointError, UnavailableError
 from lesionrt.runtime.files import sha256
-from lesionrt.runtime.parity import TOLERANCES, Comparison, compare, load_reference
 from lesionrt.runtime.phantom import phantom
 from lesionrt.runtime.prepare import HALO, Prepared, prepare_volume
 from lesionrt.runtime.processor import cores
@@ -43,7 +43,6 @@ SLAB, QUICK_SLAB = 26, 12  # output slices on which every case is measured
 WARM_UP_S = 10.0  # with --quick, only a shorter volume is computed once before it is timed
 QUICK_S = 270.0  # after which --quick begins nothing more
 WHOLE_VOLUME_S = 100.0  # a case that would take longer for one volume is measured on the slab alone
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,6 @@ class Request:
     threads: int | None = None
     names: tuple[str, ...] = ()
     points: Points = field(default_factory=Points)
-
-
-@dataclass
-class _Running:
-    """A case while it is measured, and what was found."""
-
-    case: Case
-    child: Child
-    row: dict[str, Any]
-    halo_chunk: int | None = None  # output slices after which two are encoded again; None where none is
-    device_held_mb: float = 0.0  # on the GPU, between orders
 
 
 def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
@@ -140,10 +128,11 @@ class _Bench:
         running = [one for row, case in zip(rows, self.cases, strict=True) if (one := self._start(case, row))]
         self._time_slab(running, work)
         self._note_memory(running, "peak_mb")
-        self._time_volumes([one for one in running if one.row["skipped"] is None])
+        self._time_volumes([one for one in running if one.alive])
         self._note_memory([one for one in running if one.row["volume"]], "peak_volume_mb")
-        compared_with = self._compare(running)  # last: the bundle's reference slices may have another shape
-        volume_reference = self._compare_volumes(running)
+        # Last: the bundle's reference slices may have another shape.
+        compared_with = compare_slabs(running, self.bundle, self.prepared.slices.shape[2:], self.folder)
+        volume_reference = compare_volumes(running, self.bundle, self.folder, self.say)
         for one in running:
             one.child.close()
         if not self.request.quick:
@@ -181,7 +170,7 @@ class _Bench:
             slab=(self.first, self.slab + 2 * HALO),
         )
 
-    def _start(self, case: Case, row: dict[str, Any]) -> _Running | None:
+    def _start(self, case: Case, row: dict[str, Any]) -> Running | None:
         """Start a case's process, from nothing to warm; None if it cannot run."""
         if case.skip is not None:
             return None
@@ -189,9 +178,9 @@ class _Bench:
         if case.kind == "window" and not self._export_window_graph(row):
             return None
         before = device_memory_mb()
-        one = _Running(case, Child(self._order(case), self.folder, case.name), row)
+        one = Running(case, Child(self._order(case), self.folder, case.name), row, self.say)
         self.stack.push(one.child)
-        with self._told(one):
+        with one.told():
             opened = one.child.ask("open")
             one.halo_chunk = opened.pop("halo_chunk")
             row.update(library=opened.pop("library"), device=opened.pop("device"), start_s=opened)
@@ -204,7 +193,7 @@ class _Bench:
             if before is not None:
                 row["device_mb"] = (peak() or before) - before
                 one.device_held_mb = (device_memory_mb() or before) - before
-        if row["skipped"] is not None:
+        if not one.alive:
             one.child.close()
             return None
         return one
@@ -218,29 +207,9 @@ class _Bench:
             row["skipped"] = f"its export failed: {(answer.stderr.strip().splitlines() or ['no reason given'])[-1]}"
         return answer.returncode == 0
 
-    @contextlib.contextmanager
-    def _told(self, one: _Running) -> Iterator[None]:
-        """A case that fails is left out from here on, with its reason."""
-        try:
-            yield
-        except UnavailableError as error:
-            one.row["skipped"] = f"failed: {error}"
-            self.say(f"{one.case.name}: {one.row['skipped']}")
-
-    def _asked(self, one: _Running, do: str, keep: list[dict[str, Any]] | None = None) -> float | None:
-        """Seconds that a case says; None if it fails."""
-        if one.row["skipped"] is not None:
-            return None
-        with self._told(one):
-            answer = one.child.ask(do)
-            if keep is not None:
-                keep.append(answer)
-            return float(answer["seconds"])
-        return None
-
-    def _time_slab(self, running: list[_Running], work: dict[str, Any] | None) -> None:
+    def _time_slab(self, running: list[Running], work: dict[str, Any] | None) -> None:
         self.say(f"{self.slab} slices, {self.request.repeats} rounds of {len(running)} cases")
-        rounds = {one.case.name: partial(self._asked, one, "slab") for one in running}
+        rounds = {one.case.name: partial(one.asked, "slab") for one in running}
         found = interleaved(rounds, self.request.repeats, self.deadline)
         for one in running:
             if one.case.name in found:
@@ -248,7 +217,7 @@ class _Bench:
                 one.row["slab"] = asdict(spread(seconds))
                 one.row["s_per_slice"] = one.row["slab"]["median"] * self._share(one, work)
 
-    def _share(self, one: _Running, work: dict[str, Any] | None) -> float:
+    def _share(self, one: Running, work: dict[str, Any] | None) -> float:
         """A slice of a whole volume's share in the slab's time."""
         if work is None:  # the slices beside the slab count as a whole volume's would: too much
             return 1 / self.slab
@@ -256,76 +225,14 @@ class _Bench:
         encode, decode = Work(**work["encode"]), Work(**work["decode"])
         return slab_in_volume(one.case.kind, encode, decode, self.slab, total, one.halo_chunk) / total
 
-    def _note_memory(self, running: list[_Running], key: str) -> None:
+    def _note_memory(self, running: list[Running], key: str) -> None:
         """Each process's peak so far: of the slices, which all compute, and again of whole volumes, where they are."""
         for one in running:
-            if one.row["skipped"] is None:
-                with self._told(one):
+            if one.alive:
+                with one.told():
                     one.row[key] = one.child.ask("memory")["peak_mb"]
 
-    def _compare(self, running: list[_Running]) -> str:
-        """Every case's probabilities with PyTorch's in float32; what they were compared on."""
-        alive = [one for one in running if one.row["skipped"] is None]
-        reference, verb, what = self._reference(alive)
-        for one in alive:
-            if one.case.kind == "window" and reference.shape[1:] != self.prepared.slices.shape[2:]:
-                one.row["not_compared"] = "it was exported for the volume's height and width, the reference has others"
-                continue
-            try:
-                found = compare(reference, self._probabilities(one, verb), self.bundle.threshold)
-            except LesionrtError as error:  # its times stand
-                one.row["not_compared"] = str(error)
-                continue
-            one.row["parity"] = found.as_dict()
-            one.row["findings"] = self._findings(one, found)
-            one.row["wrong"] = bool(one.row["findings"])
-        return what
-
-    def _findings(self, one: _Running, found: Comparison) -> list[str]:
-        # A precision without bounds of its own is held to the loosest.
-        tolerance = TOLERANCES.get(one.case.precision, TOLERANCES["bf16"])
-        return found.findings(tolerance, self.bundle.model.trained)
-
-    def _compare_volumes(self, running: list[_Running]) -> str | None:
-        """Whole volumes, which are cut into other pieces than the slab, with a float32 case whose slab is right; its name."""
-        whole = [one for one in running if one.row["volume"] and one.row["skipped"] is None]
-        right = [one for one in whole if one.case.precision == "fp32" and one.row["parity"] and not one.row["wrong"]]
-        if not right:
-            return None
-        right.sort(key=lambda one: not one.case.in_pytorch)  # PyTorch first
-        try:
-            reference = self._probabilities(right[0], "save_volume")
-        except LesionrtError as error:
-            self.say(f"whole volumes were not compared: {error}")
-            return None
-        for one in whole:
-            try:
-                found = compare(reference, self._probabilities(one, "save_volume"), self.bundle.threshold)
-            except LesionrtError as error:  # its times stand
-                self.say(f"{one.case.name}: its whole volume was not compared: {error}")
-                continue
-            one.row["volume_parity"] = found.as_dict()
-            one.row["findings"] += [f"whole volume: {finding}" for finding in self._findings(one, found)]
-            one.row["wrong"] = bool(one.row["findings"])
-        return right[0].case.name
-
-    def _reference(self, alive: list[_Running]) -> tuple[np.ndarray, str, str]:
-        """PyTorch's probabilities, the order with which the others give theirs of the same slices, and what they are."""
-        for one in alive:  # the authors' schedule first
-            if one.case.in_pytorch and one.case.precision == "fp32" and not one.case.compiled:
-                with contextlib.suppress(UnavailableError):  # it is told as not compared
-                    return self._probabilities(one, "save"), "save", f"{one.case.title} float32, the same slices"
-        known = load_reference(self.bundle.checked(REFERENCE))
-        return known.lesion, "reference", f"PyTorch float32 at export, {known.source} in the bundle"
-
-    def _probabilities(self, one: _Running, verb: str) -> np.ndarray:
-        """The slab's with the verb ``save``, a whole volume's with ``save_volume``, the bundle's reference slices' with ``reference``."""
-        path = self.folder / f"{one.case.name}.npy"
-        one.child.ask(verb, path=str(path))
-        found: np.ndarray = np.load(path)
-        return found
-
-    def _time_volumes(self, running: list[_Running]) -> None:
+    def _time_volumes(self, running: list[Running]) -> None:
         """From file to files, for the cases that are fast enough; with --quick as far as the time goes."""
         slices = len(self.prepared.brain)
         chosen, warmed, left = [], set(), self.deadline - time.monotonic()
@@ -338,15 +245,15 @@ class _Bench:
                     warmed.add(one.case.name)
         self.say(f"whole volumes of {slices} slices: {', '.join(one.case.name for one in chosen) or 'no case'}")
         answers: dict[str, list[dict[str, Any]]] = {one.case.name: [] for one in chosen}
-        rounds = {one.case.name: partial(self._asked, one, "volume", answers[one.case.name]) for one in chosen}
+        rounds = {one.case.name: partial(one.asked, "volume", answers[one.case.name]) for one in chosen}
         for one in chosen:
-            with self._told(one):  # at least made ready for as many slices as a volume's pieces have
+            with one.told():  # at least made ready for as many slices as a volume's pieces have
                 self._warm_up(one, "volume" if one.case.name in warmed else "warm_up")
         beside = next((one for one in running if one.case.window_by_window), None)
         if beside is not None and left < beside.row["slab"]["median"]:
             beside = None
         if chosen and beside is not None:  # its slab once more, so that the volumes' ratios are of one time too
-            rounds[beside.case.name] = partial(self._asked, beside, "slab")
+            rounds[beside.case.name] = partial(beside.asked, "slab")
         found = interleaved(rounds, self.request.repeats, self.deadline)
         if beside is not None and beside.case.name in found:
             beside.row["slab_beside_volumes"] = asdict(spread(found[beside.case.name]))
@@ -356,7 +263,7 @@ class _Bench:
                 one.row["volume"] = asdict(spread(found[one.case.name]))
                 one.row["stages"] = {stage: _median([answer["stages"][stage] for answer in kept]) for stage in STAGES}
 
-    def _warm_up(self, one: _Running, do: str) -> None:
+    def _warm_up(self, one: Running, do: str) -> None:
         before = device_memory_mb()
         with device_peak() as peak:
             one.child.ask(do)
@@ -364,10 +271,10 @@ class _Bench:
             most = one.device_held_mb + (peak() or before) - before
             one.row["device_mb"] = max(one.row["device_mb"] or 0.0, most)
 
-    def _start_again(self, running: list[_Running]) -> None:
+    def _start_again(self, running: list[Running]) -> None:
         """The second start finds the caches that the first one filled."""
         for one in running:
-            if one.row["skipped"] is None:
+            if one.alive:
                 self.say(f"{one.case.name}: second start")
                 try:
                     with Child(self._order(one.case), self.folder, f"{one.case.name}-again") as child:
@@ -377,7 +284,7 @@ class _Bench:
                 except UnavailableError as error:  # what was measured stands
                     self.say(f"{one.case.name}: second start failed: {error}")
 
-    def _scaling(self, running: list[_Running]) -> dict[str, Any] | None:
+    def _scaling(self, running: list[Running]) -> dict[str, Any] | None:
         """Of the fastest of this toolkit's backends that is right."""
         able = [
             one
@@ -415,14 +322,14 @@ class _Bench:
 
     # What follows from it.
 
-    def _limits(self, running: list[_Running], rates: dict[str, Any], work: dict[str, Any] | None) -> None:
+    def _limits(self, running: list[Running], rates: dict[str, Any], work: dict[str, Any] | None) -> None:
         if work is None:
             return
         encode, decode, weights = (Work(**work[part]) for part in ("encode", "decode", "weights"))
         for one in running:
             row = one.row
             device = "cpu" if "cpu" in (row["device"] or "cpu").lower() else "cuda"
-            if row["skipped"] is None and device in rates:
+            if one.alive and device in rates:
                 done = stack_work(one.case.kind, encode, decode, self.slab, one.halo_chunk) + weights
                 row["roofline"] = roofline(done, one.case.precision, row["slab"]["median"], rates[device])
 

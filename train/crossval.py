@@ -146,15 +146,23 @@ def _folds_by_patient(scans: Sequence[Scan], validated: bool) -> list[Split]:
     return moved
 
 
-def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], others: Sequence[Scan], out: Path) -> None:
+def check_plan(
+    folds: Sequence[Fold],
+    recipe: Recipe,
+    scans: Sequence[Scan],
+    others: Sequence[Scan],
+    out: Path,
+    planned: Sequence[Fold] | None = None,
+) -> None:
     """Write down what the folder is for, or find that it is for this: recipe, splits, and the content of scans and donors.
 
-    More folds, variants or another data set to evaluate on may be added to what is there.
+    More folds, variants or another data set to evaluate on may be added to what is there. `planned` are those of the folds that are
+    to be trained now; None for all.
 
     Raises
     ------
     DatasetError
-        If a scan cannot be used, a fold has no lesion to learn from, or the other data set holds one of these scans: a model would
+        If a scan cannot be used, a planned fold has no lesion to learn from, or the other data set holds one of these scans: a model would
         be judged by what it learned.
     OutputError
         If the folder was begun with another recipe or other scans.
@@ -174,7 +182,7 @@ def check_plan(folds: Sequence[Fold], recipe: Recipe, scans: Sequence[Scan], oth
     )
     looked = {scan.name: _look_at(scan) for scan in scans}  # before hours of training
     lesions = {name: some for name, (_, some) in looked.items()}
-    for fold in folds:
+    for fold in folds if planned is None else planned:
         _check_lesions(fold, lesions)
     known = {image: name for name, (image, _) in looked.items()}
     patients = {scan.name: scan.patient for scan in scans}

@@ -1,6 +1,7 @@
 """Training: from scans and a recipe to a checkpoint, on the CPU, a GPU, or several through ``torchrun``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, VolumeError
 from lesionrt.runtime.files import sha256, sha256_of
+from lesionrt.runtime.lock import locked
 from lesionrt.train.augment import Lesions, read_lesions
 from lesionrt.train.cache import PreparedScan, contents, load_scan
 from lesionrt.train.checkpoint import load_checkpoint
@@ -71,10 +73,9 @@ def train(
     Interrupted
         After SIGINT or SIGTERM, when the state is written, or the checkpoint after the last step.
     OutputError
-        If `out` holds another run or cannot be written.
+        If `out` holds another run, is being trained in, or cannot be written.
     """
-    if (out / RUN).exists() and not resume:
-        raise OutputError(f"{out}: holds a training run already; give --resume to continue it, or another folder")
+    _check_new(out, resume)
     if not train_scans:
         raise DatasetError("no scan to train on")
     shared = {scan.patient for scan in train_scans} & {scan.patient for scan in validation_scans}
@@ -94,7 +95,8 @@ def train(
         raise DatasetError(
             "recipe: frozen_norms is 1, but a new network's norms have no statistics yet; give a checkpoint with --start"
         )
-    with processes() as (rank, world, device), enough_memory("a GPU without other programs, or a smaller recipe"):
+    needed = enough_memory("a GPU without other programs, or a smaller recipe")
+    with ExitStack() as alone, processes() as (rank, world, device), needed:
         run = Run(recipe, out, rank, world, device)
         initial = None if start is None else load_checkpoint(start)
         if initial is not None:
@@ -131,6 +133,8 @@ def train(
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
         donors = donor_masks(recipe)
         samples = _samples(recipe, scans, donors, [*validation_scans, *left_out], world)
+        if rank == 0:
+            _check_new(out, resume)  # another may have begun while this one prepared
         run.describe(
             {scan.name: contents(scan) for scan in train_scans},
             {scan.name: contents(scan) for scan in validation_scans},
@@ -138,6 +142,8 @@ def train(
             None if start is None else sha256(start),
             resume,
         )
+        if rank == 0:
+            alone.enter_context(locked(out, wait=False))
         if resume:
             run.load_state()
         signum = run.fit(samples, held, say, progress)
@@ -159,6 +165,11 @@ def train(
     if signum:  # whoever asked to stop does not want what comes next
         raise Interrupted(f"stopped after the last step; {path} is written", signum)
     return path
+
+
+def _check_new(out: Path, resume: bool) -> None:
+    if (out / RUN).exists() and not resume:
+        raise OutputError(f"{out}: holds a training run already; give --resume to continue it, or another folder")
 
 
 def _check_image(trained: Mapping[str, str], held: PreparedScan) -> None:

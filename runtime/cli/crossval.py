@@ -73,7 +73,7 @@ def command(
     whole = crossval.folds_of_folder(planned, scans, resolved, out, folds, ablation)
     held = {scan.name: scan for fold in planned for scan in (*fold.test, *fold.validation)}
     check_donors(resolved, [*held.values(), *left_out, *(other[1] if other else ())])
-    crossval.check_plan(whole, resolved, scans, other[1] if other else (), out)
+    crossval.check_plan(whole, resolved, scans, other[1] if other else (), out, planned)
     crossval.read_results(whole)  # a damaged one is told before hours of training
     for number, one in enumerate(planned, 1):
         before = f"[{number}/{len(planned)}] {one.variant}, fold {one.number}: "

@@ -1,15 +1,15 @@
 """With what the cases are compared, and that comparing takes no time from those that were measured."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lesionrt.benchmarks.bench import _Bench, _Running
 from lesionrt.benchmarks.cases import Case
+from lesionrt.benchmarks.compared import compare_slabs
 from lesionrt.benchmarks.rows import row_of
+from lesionrt.benchmarks.running import Running
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.errors import UnavailableError
 from lesionrt.runtime.parity import load_reference
@@ -40,13 +40,14 @@ class Child:
 def compared(tiny_bundle: Path, tmp_path: Path) -> Any:
     """What the cases are compared with, and the cases."""
 
-    def call(*cases: Case, broken: str = "") -> tuple[str, dict[str, _Running]]:
-        bench = _Bench.__new__(_Bench)
-        bench.bundle, bench.folder = load_bundle(tiny_bundle), tmp_path
-        bench.prepared = SimpleNamespace(slices=np.zeros((4, 1, 8, 8)))  # type: ignore[assignment]
+    def call(*cases: Case, broken: str = "") -> tuple[str, dict[str, Running]]:
         lesion = load_reference(tiny_bundle / "reference.npz").lesion
-        running = [_Running(case, Child(lesion, case.name == broken), row_of(case)) for case in cases]  # type: ignore[arg-type]
-        return bench._compare(running), {one.case.name: one for one in running}
+        running = [
+            Running(case, Child(lesion, case.name == broken), row_of(case), print)  # type: ignore[arg-type]
+            for case in cases
+        ]
+        what = compare_slabs(running, load_bundle(tiny_bundle), (8, 8), tmp_path)
+        return what, {one.case.name: one for one in running}
 
     return call
 

@@ -169,6 +169,14 @@ def test_a_fold_that_cannot_be_trained_is_found_before_the_others_are(
     scans[2] = replace(scans[2], mask=empty)
     with pytest.raises(DatasetError, match="fold 1 trains on b_1, of which no mask has a lesion"):
         check_plan(plan_folds(scans, recipe, tmp_path), recipe, scans, (), tmp_path)
+    check_plan(
+        plan_folds(scans, recipe, tmp_path),
+        recipe,
+        scans,
+        (),
+        tmp_path,
+        plan_folds(scans, recipe, tmp_path, numbers=[2]),
+    )
 
 
 def test_every_scan_is_read_before_anything_is_trained(recipe: Recipe, small_dataset: Path, tmp_path: Path) -> None:

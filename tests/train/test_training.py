@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError
+from lesionrt.runtime.lock import locked
 from lesionrt.runtime.phantom import phantom
 from lesionrt.train.augment import Augmentation
 from lesionrt.train.cache import load_scan
@@ -247,6 +248,8 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(scans: list[Scan], 
         train(load_recipe("default", [*FAST, "steps=2"]), scans, [], tmp_path / "run", resume=True)
     with pytest.raises(DatasetError, match=r"run\.json: the run to resume has another order of scans in train"):
         train(recipe, scans[::-1], [], tmp_path / "run", resume=True)  # which the samples follow
+    with locked(tmp_path / "run"), pytest.raises(OutputError, match="another process works in it"):
+        train(recipe, scans, [], tmp_path / "run", resume=True)
     with pytest.raises(OutputError, match=r"no run to resume"):
         train(recipe, scans, [], tmp_path / "empty", resume=True)
 
