@@ -16,7 +16,8 @@ from lesionrt.export.graph import OPSETS, export_graph, graph_metadata, parts_in
 from lesionrt.export.ranges import product_ranges
 from lesionrt.export.reference import window_probabilities
 from lesionrt.export.stream import Stream, export_stream_graph
-from lesionrt.runtime.backends import choose, open_backend
+from lesionrt.runtime.backends import choose, onnx_cpu, open_backend
+from lesionrt.runtime.backends.onnx_stream import OnnxStream
 from lesionrt.runtime.bundle import (
     BLOCKED_GRAPHS,
     FORMAT,
@@ -115,6 +116,8 @@ def _check_place(out: Path, force: bool) -> None:
     OutputError
         Naming what it holds.
     """
+    if out.is_mount():
+        raise OutputError(f"{out}: a file system is mounted there, which cannot be replaced; give a folder below it")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
@@ -191,10 +194,9 @@ def _build(
     for precision in precisions:
         say(f"parity, {precision}")
         rows += _prove(folder, precision, tolerances[precision], references)
-    for kind, name in streams.items():  # ONNX Runtime takes the last one that the manifest names
+    for kind, name in streams.items():
         say(f"parity, {name}")
         manifest[kind] = {STREAMED: name}
-        _write_manifest(manifest, folder)
         rows += _prove_stream(folder, STREAMED, name, tolerances[STREAMED], references)
     failed = [row for row in rows if row["findings"]]
     if failed:
@@ -258,7 +260,8 @@ def _prove_stream(
     """The graph that takes and gives its state against PyTorch, at every length of chunk and both sizes."""
     bundle = load_bundle(folder)
     rows = []
-    with open_backend(PROOF_BACKEND, bundle, precision) as backend:
+    # By its name: which of the graphs a backend takes depends on the machine.
+    with OnnxStream(PROOF_BACKEND, onnx_cpu.device(), folder / name, precision, onnx_cpu.PROVIDER, None) as backend:
         for whole in references:
             for chunk in STACKS:
                 what = f"{len(whole.lesion)} output slices of {whole.source}, streamed {chunk} at a time by {name}"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lesionrt.runtime.errors import OutputError
 
+PARTIAL = ".lesionrt-{}.partial"  # short: the target's own name may be as long as a name can be
+
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits."""
@@ -30,7 +32,7 @@ def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = (
         Content by target.
     replaced
         Files of an earlier run.  They are removed when all is written and before the first is renamed: a write that
-        fails leaves them, an interrupted one leaves none of them beside a new file.
+        fails leaves them, and none of them stands beside a new file. From the first removal on a signal waits.
 
     Raises
     ------
@@ -41,6 +43,8 @@ def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = (
         if target.is_dir():
             raise OutputError(f"{target}: cannot be written, it is a folder")
     partial: dict[Path, Path] = {}
+    left: list[tuple[Path, Path | None]] = []  # to be removed, or replaced by what is written
+    untouched = 0
     try:
         for target, content in files.items():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,20 +53,33 @@ def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = (
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for target in replaced:
-            target.unlink(missing_ok=True)
-        for target, source in partial.items():
-            source.replace(target)
+        left = [*((target, None) for target in replaced), *partial.items()]
+        untouched = len(left)
+        while left:
+            target = left[0][0]
+            _settle(*left[0])
+            del left[0]
     except OSError as error:
+        if len(left) == untouched:
+            left = []  # nothing was replaced yet, and nothing will be
         named = error.filename if error.filename in map(str, target.parents) else target  # not the hidden partial file
         raise OutputError(f"{named}: cannot be written ({error.strerror})") from error
     finally:
+        for waiting in left:  # a signal came between, or one file cannot be removed: what is written is not thrown away
+            with contextlib.suppress(OSError):
+                _settle(*waiting)
         for source in partial.values():
             with contextlib.suppress(OSError):
                 source.unlink(missing_ok=True)
 
 
+def _settle(target: Path, source: Path | None) -> None:
+    if source is None:
+        target.unlink(missing_ok=True)
+    else:
+        source.replace(target)
+
+
 def beside(target: Path) -> Path:
     """A free name in the target's folder, hidden and without an ending that anything reads."""
-    # Short: the target's own name may be as long as a name can be.
-    return target.with_name(f".lesionrt-{secrets.token_hex(4)}.partial")
+    return target.with_name(PARTIAL.format(secrets.token_hex(4)))

@@ -48,7 +48,7 @@ class ModelGrid:
         for axis, (length, spacing) in enumerate(zip(self._oriented_shape, self._spacings, strict=True)):
             stack = resample(stack, axis, self.spacing_mm, length, spacing)
         # Not the forward transform again: that is wrong for 28 of the 48 axis orientations.
-        return np.ascontiguousarray(apply_orientation(stack, ornt_transform(self._model, self._own)))
+        return np.ascontiguousarray(apply_orientation(stack, ornt_transform(self._model, orientation(self.affine))))
 
     @property
     def resamples(self) -> bool:
@@ -65,26 +65,13 @@ class ModelGrid:
         return slices, height, width
 
     @property
-    def _own(self) -> Orientation:
-        """Slices first: the array axis nearest to inferior-superior, then the better pairing of the other two."""
-        cosines = self.affine[:3, :3] / voxel_sizes(self.affine)  # (world axis, array axis)
-        slices = slice_axis(self.affine)
-        one, two = (axis for axis in range(3) if axis != slices)
-        straight, crossed = (abs(cosines[0, a]) + abs(cosines[1, b]) for a, b in ((one, two), (two, one)))
-        across, along = (one, two) if straight >= crossed else (two, one)
-        own = np.empty((3, 2))
-        for world, axis in enumerate((across, along, slices)):
-            own[axis] = world, 1 if cosines[world, axis] >= 0 else -1
-        return own
-
-    @property
     def _model(self) -> Orientation:
         model: Orientation = axcodes2ornt(tuple(self.axes))
         return model
 
     @property
     def _forward(self) -> Orientation:
-        forward: Orientation = ornt_transform(self._own, self._model)
+        forward: Orientation = ornt_transform(orientation(self.affine), self._model)
         return forward
 
     @property
@@ -103,6 +90,19 @@ class ModelGrid:
         return [
             self.spacing_mm if abs(size / self.spacing_mm - 1) <= SPACING_TOLERANCE else float(size) for size in sizes
         ]
+
+
+def orientation(affine: NDArray[np.float64]) -> Orientation:
+    """Of a volume's axes. Slices first: the axis nearest to inferior-superior, then the better pairing of the other two."""
+    cosines = affine[:3, :3] / voxel_sizes(affine)  # (world axis, array axis)
+    slices = slice_axis(affine)
+    one, two = (axis for axis in range(3) if axis != slices)
+    straight, crossed = (abs(cosines[0, a]) + abs(cosines[1, b]) for a, b in ((one, two), (two, one)))
+    across, along = (one, two) if straight >= crossed else (two, one)
+    own = np.empty((3, 2))
+    for world, axis in enumerate((across, along, slices)):
+        own[axis] = world, 1 if cosines[world, axis] >= 0 else -1
+    return own
 
 
 def slice_axis(affine: NDArray[np.float64]) -> int:

@@ -1,9 +1,11 @@
 """A NIfTI file's bytes and header, checked before anything is believed or allocated."""
 
+import errno
 import gzip
 import logging
 import math
 import os
+import stat
 import warnings
 import zlib
 from io import BytesIO
@@ -25,6 +27,8 @@ BLOCK = 1 << 22  # bytes inflated at a time
 START = 1 << 16  # bytes that hold the header, compressed or not
 LARGEST_FIELD_MM = 512.0  # no head is that long: a wrong voxel size, which would also need the memory
 SMALLEST_FIELD_MM = 1.0  # as when sizes are in metres
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)  # no such name can be a file here
+GZIP_MAGIC = b"\x1f\x8b"
 MOST_FORM_CODE = 5  # of qform and sform (nifti1.h)
 
 # What a header check mends and logs is looked at here instead, and told as a warning or an error.
@@ -49,13 +53,17 @@ def stored_bytes(path: Path) -> bytes:
     VolumeError
         If it is missing, empty, unreadable or no NIfTI file by its name.
     """
-    if not os.path.exists(path):  # noqa: PTH110 (a name too long for the file system does not exist)
-        if path.is_symlink():
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if os.path.islink(path):  # noqa: PTH114 (false where it cannot be looked at)
             raise VolumeError(
                 f"a link to {path.readlink()}, which is not there; fetch it (`git annex get`) or mend the link"
-            )
-        raise VolumeError("no such file")
-    if not path.is_file():
+            ) from error
+        if error.errno in ABSENT:
+            raise VolumeError("no such file; expected a NIfTI volume (.nii or .nii.gz)") from error
+        raise VolumeError(f"cannot be read ({error.strerror}); mend its folder's permissions or links") from error
+    if not stat.S_ISREG(mode):
         raise VolumeError("not a file; expected a NIfTI volume (.nii or .nii.gz)")
     if stem_of(path.name) is None:
         raise VolumeError("not a NIfTI file by its name; expected .nii or .nii.gz (convert DICOM with dcm2niix)")
@@ -68,7 +76,7 @@ def stored_bytes(path: Path) -> bytes:
             file.seek(0)
             return file.read()
     except OSError as error:
-        raise VolumeError(f"cannot be read ({error.strerror})") from error
+        raise VolumeError(f"cannot be read ({error.strerror}); mend its permissions, or copy it again") from error
 
 
 def _check_start(start: bytes, size: int, compressed: bool) -> None:
@@ -103,6 +111,8 @@ def check_field(voxel_mm: NDArray[np.float64], shape: tuple[int, ...]) -> None:
 
 def _inflated(stored: bytes) -> bytes:
     """The whole gzip stream, checksum included; never more than its header's volume needs."""
+    if stored[:2] != GZIP_MAGIC:
+        raise VolumeError("named .gz and not compressed; rename it to .nii, or copy it again if it is no NIfTI file")
     content = bytearray()
     try:
         with gzip.GzipFile(fileobj=BytesIO(stored)) as stream:
@@ -135,14 +145,20 @@ def _header(content: bytes) -> nib.Nifti1Header:
                     "not a single-file NIfTI (its magic is neither n+1 nor n+2); Analyze files and .hdr/.img pairs must be converted"
                 )
             return header
-    raise VolumeError("not NIfTI: the file does not begin with a NIfTI-1 or NIfTI-2 header")
+    if content[:2] == GZIP_MAGIC:
+        raise VolumeError("compressed, and not named so; rename it to .nii.gz")
+    raise VolumeError(
+        "not NIfTI: the file does not begin with a NIfTI-1 or NIfTI-2 header; copy it again, or convert it with dcm2niix"
+    )
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
     """The image's dimensions, refused if it is no single 3-D volume."""
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7:
-        raise VolumeError(f"the header says {dim[0]} dimensions; expected 3")
+        raise VolumeError(
+            f"the header says {dim[0]} dimensions; expected 3: its header is damaged, copy it again from its source"
+        )
     shape = tuple(dim[1 : dim[0] + 1])
     check_shape(shape)
     return shape
@@ -152,11 +168,13 @@ def check_shape(shape: tuple[int, ...]) -> None:
     """Refuse all but one 3-D volume; trailing axes of 1 are fine."""
     text = "x".join(map(str, shape))
     if any(n < 1 for n in shape):
-        raise VolumeError(f"dimensions are {text}; expected at least 1 voxel along every axis")
+        raise VolumeError(f"dimensions are {text}; expected at least 1 voxel along every axis: copy it again")
     if any(n > 1 for n in shape[3:]):
         raise VolumeError(f"holds more than one volume ({text}); expected one 3-D FLAIR volume: split the series first")
     if len(shape) < 3 or 1 in shape[:3]:
-        raise VolumeError(f"a 2-D image ({text}); expected a 3-D volume of at least 2 voxels along every axis")
+        raise VolumeError(
+            f"a 2-D image ({text}); expected a 3-D volume of at least 2 voxels along every axis: stack the slices"
+        )
 
 
 def _expected_length(content: bytes, most: int) -> int:
@@ -166,14 +184,19 @@ def _expected_length(content: bytes, most: int) -> int:
     try:
         itemsize: int = header.get_data_dtype().itemsize
     except (HeaderDataError, KeyError) as error:
-        raise VolumeError(f"data type code {int(header['datatype'])} is not one of NIfTI's") from error
+        raise VolumeError(
+            f"data type code {int(header['datatype'])} is not one of NIfTI's: its header is damaged, copy it again from its source"
+        ) from error
     if int(header["bitpix"]) != itemsize * 8:
         raise VolumeError(
-            f"the header contradicts itself: {int(header['bitpix'])} bits a voxel, and a data type of {itemsize * 8} bits"
+            f"the header contradicts itself: {int(header['bitpix'])} bits a voxel, and a data type of {itemsize * 8} bits; "
+            "copy it again from its source"
         )
     offset = float(header["vox_offset"])
     if not (np.isfinite(offset) and header.sizeof_hdr <= offset <= most and offset == int(offset)):
-        raise VolumeError(f"the header places the voxels at byte {offset:g}, outside the file")
+        raise VolumeError(
+            f"the header places the voxels at byte {offset:g}, outside the file; copy it again from its source"
+        )
     expected = int(offset) + itemsize * math.prod(shape)
     if expected > most:
         raise VolumeError(
@@ -205,7 +228,7 @@ def parse(stored: bytes, compressed: bool) -> nib.Nifti1Image:
             warnings.simplefilter("ignore")  # of extensions, which are not read
             return kind.from_bytes(content)
     except (HeaderDataError, ImageFileError, ValueError, OSError) as error:
-        raise VolumeError(f"damaged NIfTI header ({error})") from error
+        raise VolumeError(f"damaged NIfTI header ({error}); copy the file again from its source") from error
 
 
 def check_header(header: nib.Nifti1Header) -> None:

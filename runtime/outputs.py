@@ -122,7 +122,7 @@ def _check_clashes(jobs: Sequence[Job], brain_mask: Path | None) -> None:
 
 def _place(path: Path) -> Path:
     """Which directory entry a path is, whatever links lead to its folder."""
-    return path.parent.resolve() / path.name
+    return Path(os.path.realpath(path.parent), path.name)  # `resolve` fails at a link to itself
 
 
 def _absolute(path: Path) -> Path:
@@ -215,10 +215,7 @@ def write_results(
     OutputError
         If a file cannot be written, or without `force` exists already.
     """
-    content = {
-        "report": (json.dumps(result.report, indent=2) + "\n").encode(),
-        "table": lesion_table(result.lesions).encode(),
-    }
+    content = {"table": lesion_table(result.lesions).encode()}
     if overlay:
         from lesionrt.runtime.overlay import draw_overlay  # Pillow only where it draws: it takes time to load
 
@@ -226,6 +223,7 @@ def write_results(
     if probabilities:
         content["probability"] = nifti_bytes(result.probability)
     content["mask"] = nifti_bytes(result.mask)
+    content["report"] = (json.dumps(result.report, indent=2) + "\n").encode()  # last: where it is, all is
     if not force:
         check_free(job)  # again: another run may have written while this one computed
     write_atomically(

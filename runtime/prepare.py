@@ -163,7 +163,7 @@ def prepare(data: Array, brain: Mask, grid: ModelGrid, preparation: Preparation,
     inside = share >= 0.5
     if not inside.any():
         raise VolumeError(
-            f"the brain vanishes on the model's grid of {grid.spacing_mm:g} mm: it has {int(brain.sum())} voxels"
+            f"the brain vanishes on the model's grid of {grid.spacing_mm:g} mm: it has {int(brain.sum())} voxels; give the mask of a whole brain"
         )
     least, most = (float(of(data, where=brain, initial=start)) for of, start in ((np.min, np.inf), (np.max, -np.inf)))
     if least == most:  # told of the volume's own values: resampling and smoothing leave noise

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 
+from lesionrt.runtime.geometry import orientation
 from lesionrt.runtime.volume import Volume
 
 WINDOW = (1, 99.5)  # percentiles of the tissue that become black and white
@@ -64,7 +65,7 @@ class View:
 
 def view(flair: Volume, room_mm: float) -> View:
     """Look at a volume, with so much room around the tissue."""
-    turn = ornt_transform(io_orientation(flair.affine), axcodes2ornt(("L", "P", "S")))
+    turn = ornt_transform(orientation(flair.affine), axcodes2ornt(("L", "P", "S")))
     axes = np.argsort(turn[:, 0])
     spacing = voxel_sizes(flair.affine)[axes]
     image: NDArray[np.float32] = apply_orientation(flair.data, turn)

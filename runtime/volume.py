@@ -16,6 +16,7 @@ from lesionrt.runtime.errors import VolumeError
 from lesionrt.runtime.nifti import check_field, check_header, check_shape, parse, stored_bytes
 
 LARGEST_VALUE = 1e30  # beyond it float32 arithmetic overflows
+HALF_A_STEP = 0.501  # between two stored integers, with room for rounding
 SHEAR_TOLERANCE = 1e-3  # cosine between two array axes
 GRID_TOLERANCE_MM = 0.1  # by how much two affines may place a corner of one grid apart
 BRAIN_MASK_OVER = 0.5  # brain is where a brain mask's value is over this
@@ -32,7 +33,7 @@ class Volume:
     name
         Its path, or what to call it in messages.
     data
-        (X, Y, Z) float32, scaled as the header says.
+        (X, Y, Z) float32, scaled as the header says. Where scaled integers cannot hold 0, the nearest value is 0.
     affine
         (4, 4) voxel indices to RAS+ mm.
     image
@@ -100,7 +101,8 @@ def read_flair(source: Path | nib.Nifti1Image) -> Volume:
     low, high = volume.data.min(), volume.data.max()
     if low == high:
         raise VolumeError(
-            f"{volume.name}: the image is {'empty' if low == 0 else 'constant'}: every voxel is {float(low):g}"
+            f"{volume.name}: the image is {'empty' if low == 0 else 'constant'}: every voxel is {float(low):g}; "
+            "expected a FLAIR image: give another file, or convert it again from its source"
         )
     return volume
 
@@ -139,6 +141,9 @@ def _check(image: nib.Nifti1Image, name: str, digest: str | None) -> Volume:
     except (HeaderDataError, ValueError, OSError, EOFError, zlib.error) as error:
         raise VolumeError(f"the voxels cannot be read ({error})") from error
     _check_values(data)
+    inter = getattr(image.dataobj, "inter", 0.0)
+    if dtype.kind in "iu" and inter:  # these integers may not reach 0: the background is what comes nearest
+        data[np.abs(data) <= HALF_A_STEP * abs(image.dataobj.slope)] = 0  # type: ignore[attr-defined]
     # The header alone is kept: the voxels are in `data`.
     bare = type(image)(np.broadcast_to(np.float32(0), image.shape), image.affine, image.header)
     return Volume(name, data, affine, bare, digest, tuple(notices))
@@ -190,7 +195,8 @@ def _check_values(data: NDArray[np.float32]) -> None:
         bad = ~np.isfinite(data)
         first = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
         raise VolumeError(
-            f"{int(bad.sum())} voxels are NaN or infinite, the first at {first}; expected finite intensities"
+            f"{int(bad.sum())} voxels are NaN or infinite, the first at {first}; expected finite intensities: "
+            "set them to 0"
         )
     if max(abs(low), abs(high)) > LARGEST_VALUE:
         raise VolumeError(
@@ -217,7 +223,9 @@ def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> Volume:
     if problem is not None:
         raise VolumeError(f"brain mask {problem}")
     if mask.data.max() <= BRAIN_MASK_OVER:
-        raise VolumeError(f"brain mask {mask.name}: empty, no voxel is over {BRAIN_MASK_OVER}")
+        raise VolumeError(
+            f"brain mask {mask.name}: empty, no voxel is over {BRAIN_MASK_OVER}; give a mask of the brain"
+        )
     return mask
 
 

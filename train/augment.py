@@ -4,7 +4,8 @@ All of it happens on prepared slices: quartile z-values whose background is -5 a
 of the scanner is taken for ``1 + z / 5`` medians, which is about right on either side, so that the background is dark.
 
 Why not a library: MONAI's transforms of the kinds that it has take 1.2 times as long (`python -m lesionrt.benchmarks.peers`), which would
-do, but mix the background into the brain's edge, and know neither slice thickness nor lesions.
+do, but mix the background into the brain's edge where they interpolate, and know neither slice thickness nor lesions; what would be
+left for them is a line each.
 """
 
 from collections.abc import Callable, Sequence

@@ -134,7 +134,7 @@ def check_dataset(dataset: Path, scans: Sequence[Scan]) -> DatasetCheck:
         for names in _users((check.flair_voxels_sha256, check.name) for check in checks)
         if len({splits[name] for name in names}) > 1
     ]
-    if all(check.lesion_ml == 0 for check in checks):
+    if all(check.lesions == 0 for check in checks):
         errors.append("no mask holds a lesion: there is nothing to learn")
     return DatasetCheck(str(dataset), checks, errors, _warnings(scans, checks), _folds(scans, checks))
 
@@ -172,7 +172,7 @@ def _look_at_flair(flair: Volume, check: ScanCheck) -> None:
     check.shape, check.voxel_mm = flair.shape, tuple(sizes.round(4).tolist())
     check.axes = "".join(aff2axcodes(flair.affine))
     middle = np.percentile(values, PERCENTILES).tolist()
-    check.intensities = tuple(round(float(value), 4) for value in (values.min(), *middle, values.max()))
+    check.intensities = tuple(float(f"{value:.6g}") for value in (values.min(), *middle, values.max()))
     check.brain_ml = round(values.size * float(np.prod(sizes)) / 1000, 1)
     check.flair_voxels_sha256 = voxels_sha256(flair)
     if values.min() == values.max():
@@ -185,7 +185,7 @@ def _look_at_flair(flair: Volume, check: ScanCheck) -> None:
 def _look_at_mask(mask: Volume, lesions: NDArray[np.bool_], check: ScanCheck) -> None:
     axis = slice_axis(mask.affine)
     voxel_ml = float(np.prod(voxel_sizes(mask.affine))) / 1000
-    check.lesion_ml = round(int(np.count_nonzero(lesions)) * voxel_ml, 4)
+    check.lesion_ml = float(f"{np.count_nonzero(lesions) * voxel_ml:.6g}")
     check.lesions = label(lesions)[1]
     check.lesion_slices = int(np.count_nonzero(lesions.any(axis=tuple({0, 1, 2} - {axis}))))
     check.mask_sha256 = mask.sha256

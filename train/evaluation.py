@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -248,17 +249,19 @@ def plain(value: Any) -> Any:
     return value
 
 
-def patients_of(training_data: str) -> set[str]:
-    """Who may be meant by what a model's training data says: scans ``patient_time``, and words before and after a comma.
+def trained_on(training_data: str, patient: str) -> bool:
+    """Whether a model's training data names a patient, or scans ``patient_time`` of one whose name begins so.
 
-    >>> sorted(patients_of("p1_1, p1_2; epoch chosen on p3_1; donor masks: 27; started from m, trained on p2_1"))
-    ['p1', 'p1_1', 'p1_2', 'p2', 'p2_1']
+    >>> told = "p1_1, p1_2019_06; epoch chosen on p3_1; donor masks: 27; started from m, trained on p2_1"
+    >>> [trained_on(told, patient) for patient in ("p1", "p2", "p3", "p")]
+    [True, True, False, False]
+    >>> trained_on("p07 and p19 of LIT, P14 at three times", "P14")
+    True
     """
     first, *more = training_data.split(";")
     told = [first, *(part.partition("trained on ")[2] for part in more)]
-    names = {name.strip() for part in told for name in part.split(",")}
-    names |= {word for name in names for word in name.split()}
-    return {one for name in names for one in (name, name.rpartition("_")[0]) if one}
+    named = re.compile(rf"(?:^|[\s,]){re.escape(patient)}(?:_|[\s,]|$)")
+    return any(named.search(part) for part in told)
 
 
 def evaluate(dataset: Path, scans: Sequence[Scan], predictor: Predictor, say: Say = lambda _: None) -> Evaluation:
@@ -281,10 +284,10 @@ def evaluate(dataset: Path, scans: Sequence[Scan], predictor: Predictor, say: Sa
         If a scan cannot be used.
     """
     done = []
-    learned = patients_of(predictor.description.get("model", {}).get("training_data", ""))
+    told = predictor.description.get("model", {}).get("training_data", "")
     for number, scan in enumerate(scans, 1):
         found = evaluate_scan(scan, predictor)
-        if scan.patient in learned:
+        if trained_on(told, scan.patient):
             text = f"{TRAINED_ON} {scan.patient}: this is no figure of a new patient"
             found = replace(found, warnings=(*found.warnings, text))
         say(

@@ -47,7 +47,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], text_columns: int = 1) -> str:
-    """Rows of (kind, cells); a row's kind is ``""``, ``"mean"`` or ``"paper"``."""
+    """Rows of (kind, cells); a row's kind is ``""``, ``"mean"``, ``"sd"`` or ``"paper"``."""
 
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -66,7 +67,8 @@ def processes() -> Iterator[tuple[int, int, torch.device]]:
     if world == 1:
         yield 0, 1, device
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # counts and signals stay on the CPU
+    # Counts and signals stay on the CPU. The first process prepares and validates for as long as it takes.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=1))
     try:
         yield dist.get_rank(), world, device
     finally:

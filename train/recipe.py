@@ -96,11 +96,8 @@ class Recipe:
         for name in ("learning_rate", "dice_smoothing"):
             if not 0 < getattr(self, name) < math.inf:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected more than 0")
-        if self.sampling == "slabs" and self.slabs * self.slab_slices == 1 and self.size == self.network.size_multiple:
-            raise DatasetError(
-                f"recipe: a step of one slice of {self.size} pixels has one value a channel at the bottom, of which there are no "
-                "batch statistics; raise slabs, slab_slices or size"
-            )
+        if self.sampling == "slabs":
+            check_batch(self, self.slabs)
         if self.sampling == "slabs" and self.normalisation != BRAIN_QUARTILE_Z:
             raise DatasetError(
                 f"recipe: slabs are varied as quartile z-values; with normalisation {self.normalisation} choose sampling windows"
@@ -124,6 +121,21 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to be stored with the run."""
         return asdict(self)
+
+
+def check_batch(recipe: Recipe, slabs: int) -> None:
+    """Refuse a step of so few slabs in a process that its norms have nothing to learn from.
+
+    Raises
+    ------
+    DatasetError
+        With what to raise.
+    """
+    if slabs * recipe.slab_slices == 1 and recipe.size == recipe.network.size_multiple:
+        raise DatasetError(
+            f"recipe: a step of one slice of {recipe.size} pixels has one value a channel at the bottom, of which there are no "
+            "batch statistics; raise slabs, slab_slices or size"
+        )
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:

@@ -169,17 +169,21 @@ class Run:
             num_workers=workers,
             worker_init_fn=ignore_signals,
         )
-        began, first, before, signum = time.perf_counter(), self.step, self.seconds, 0
+        began, before, signum, outputs = time.perf_counter(), self.seconds, 0, 0
+        first = self.step
         with signals() as caught:
+            if self._at_end(samples) and len(self.history) < -(-self.step // samples.epoch_batches):
+                # Killed while it validated: the state is of before.
+                now = Progress(self.step, samples.batches, math.nan, math.nan, math.nan)
+                self._end_epoch(validation, now, samples.epoch_batches, lambda _: None)
             for slices, lesions in loader:
                 loss = self._advance(objective, slices, lesions, samples.batches)
                 seconds = (time.perf_counter() - began) / (self.step - first)
-                outputs = len(lesions.flatten(0, 1)) * self.world
-                now = Progress(
-                    self.step, samples.batches, loss, outputs / seconds, seconds * (samples.batches - self.step)
-                )
+                outputs += len(lesions.flatten(0, 1)) * self.world
+                rate = outputs / (time.perf_counter() - began)
+                now = Progress(self.step, samples.batches, loss, rate, seconds * (samples.batches - self.step))
                 progress(now)
-                end = self.step % samples.epoch_batches == 0 or self.step == samples.batches
+                end = self._at_end(samples)
                 self.seconds = before + time.perf_counter() - began
                 if end:
                     self._end_epoch(validation, now, samples.epoch_batches, say)
@@ -192,6 +196,10 @@ class Run:
                         signum,
                     )
         return signum
+
+    def _at_end(self, samples: Slabs | Windows) -> bool:
+        """Whether the last step was an epoch's last one."""
+        return self.step > 0 and (self.step % samples.epoch_batches == 0 or self.step == samples.batches)
 
     def _advance(self, objective: nn.Module, slices: Tensor, lesions: Tensor, steps: int) -> float:
         """One step; its loss."""
@@ -248,6 +256,8 @@ class Run:
         return (self.step if step is None else step) >= steps * (1 - self.recipe.frozen_norms)
 
     def _end_epoch(self, validation: Sequence[PreparedScan], now: Progress, epoch_batches: int, say: Say) -> None:
+        if validation:  # which may take long, and be killed
+            self._save_state()
         totals = self.totals.clone()
         if self.world > 1:
             dist.all_reduce(totals)
@@ -270,14 +280,17 @@ class Run:
         self._save_state({self.out / BEST: _saved(self.result.state_dict())} if better and self.rank == 0 else {})
         if self.rank:
             return
-        write_atomically(
-            {self.out / HISTORY: history_csv(self.history), self.out / PICTURE: draw_history(self.history)}
-        )
+        self._show_history()
         held = f", validation Dice {row['validation_dice']:.4f}" if validation else ""
         again = f", {row['renormalised']:.0f} batches by their own statistics" if row["renormalised"] else ""
         say(
             f"epoch {row['epoch']:.0f}, step {now.step} of {now.steps}: loss {row['loss']:.4f}, Dice {row['dice']:.4f}{held}{again}; "
             f"{now.slices_per_second:.1f} slices/s, {now.seconds_left / 60:.0f} min left"
+        )
+
+    def _show_history(self) -> None:
+        write_atomically(
+            {self.out / HISTORY: history_csv(self.history), self.out / PICTURE: draw_history(self.history)}
         )
 
     def _validate(self, scans: Sequence[PreparedScan]) -> dict[str, float]:
@@ -368,6 +381,7 @@ class Run:
             best = self.out / BEST
             network.load_state_dict(read_torch_file(best) if self.recipe.keep == "best" else self.result.state_dict())
             round_weights(network)
+            self._show_history()  # again: a kill may have come between the state and these
             save_checkpoint(Checkpoint(network.eval(), self.recipe.preparation, info), path)
         return path
 

@@ -9,14 +9,14 @@ import torch.distributed as dist
 
 from lesionrt.runtime.bundle import ModelInfo
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError, VolumeError
-from lesionrt.runtime.files import sha256, sha256_of
+from lesionrt.runtime.files import PARTIAL, sha256, sha256_of
 from lesionrt.runtime.lock import locked
 from lesionrt.train.augment import Lesions, read_lesions
 from lesionrt.train.cache import PreparedScan, contents, load_scan
 from lesionrt.train.checkpoint import load_checkpoint
 from lesionrt.train.dataset import Scan
 from lesionrt.train.processes import enough_memory, processes
-from lesionrt.train.recipe import Recipe
+from lesionrt.train.recipe import Recipe, check_batch
 from lesionrt.train.run import RUN, Progress, Run, Say
 from lesionrt.train.samples import Slabs, Windows
 
@@ -132,9 +132,13 @@ def train(
         if recipe.keep == "best" and not any(scan.lesions.any() for scan in held):
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
         donors = donor_masks(recipe)
-        samples = _samples(recipe, scans, donors, [*validation_scans, *left_out], world)
-        if rank == 0:
-            _check_new(out, resume)  # another may have begun while this one prepared
+        samples = _samples(recipe, scans, donors, [*validation_scans, *left_out], world, say)
+        if rank == 0 and (out.is_dir() or not resume):
+            _make_folder(out)
+            alone.enter_context(locked(out, wait=False))
+            _check_new(out, resume)  # another may have come and gone while this one prepared
+            for left in out.glob(PARTIAL.format("*")):  # of a run that was killed while it wrote
+                left.unlink(missing_ok=True)
         run.describe(
             {scan.name: contents(scan) for scan in train_scans},
             {scan.name: contents(scan) for scan in validation_scans},
@@ -142,8 +146,6 @@ def train(
             None if start is None else sha256(start),
             resume,
         )
-        if rank == 0:
-            alone.enter_context(locked(out, wait=False))
         if resume:
             run.load_state()
         signum = run.fit(samples, held, say, progress)
@@ -170,6 +172,13 @@ def train(
 def _check_new(out: Path, resume: bool) -> None:
     if (out / RUN).exists() and not resume:
         raise OutputError(f"{out}: holds a training run already; give --resume to continue it, or another folder")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
 
 
 def _check_image(trained: Mapping[str, str], held: PreparedScan) -> None:
@@ -205,7 +214,7 @@ def donor_masks(recipe: Recipe) -> list[Path]:
 
 
 def _samples(
-    recipe: Recipe, scans: Sequence[PreparedScan], donors: Sequence[Path], held: Sequence[Scan], world: int
+    recipe: Recipe, scans: Sequence[PreparedScan], donors: Sequence[Path], held: Sequence[Scan], world: int, say: Say
 ) -> Slabs | Windows:
     if not any(scan.lesions.any() for scan in scans):
         raise DatasetError("none of the training scans has a lesion in its mask")
@@ -216,7 +225,8 @@ def _samples(
         )
     if recipe.sampling == "windows":
         return Windows(scans, recipe)
-    return Slabs(scans, recipe, _lesions_of(recipe, donors, held))
+    check_batch(recipe, recipe.slabs // world)
+    return Slabs(scans, recipe, _lesions_of(recipe, donors, held, say))
 
 
 def check_donors(recipe: Recipe, held: Sequence[Scan]) -> None:
@@ -228,13 +238,17 @@ def check_donors(recipe: Recipe, held: Sequence[Scan]) -> None:
         If one is there, or a donor cannot be read.
     """
     if held:
-        _lesions_of(recipe, donor_masks(recipe), held)
+        _lesions_of(recipe, donor_masks(recipe), held, lambda _: None)
 
 
-def _lesions_of(recipe: Recipe, donors: Sequence[Path], held: Sequence[Scan]) -> list[Lesions]:
+def _lesions_of(recipe: Recipe, donors: Sequence[Path], held: Sequence[Scan], say: Say) -> list[Lesions]:
     lesions = [read_lesions(path, recipe.preparation) for path in donors]
     for scan in held if donors else ():
-        theirs = read_lesions(scan.mask, recipe.preparation)
+        try:
+            theirs = read_lesions(scan.mask, recipe.preparation)
+        except (DatasetError, VolumeError) as error:
+            say(f"note: {scan.name}, not trained on, cannot be compared with the donors: {error}")
+            continue
         for path, donor in zip(donors, lesions, strict=True):
             if _same(donor, theirs):
                 raise DatasetError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionrt.runtime.bundle import MANIFEST
-from lesionrt.runtime.files import write_atomically
+from lesionrt.runtime.files import sha256_of, write_atomically
 
 BEGIN, END = "<!-- model -->\n", "<!-- /model -->\n"
 # Dice of a fixed threshold, which needs no training: non-zero voxels, eroded by 4; (x - median) / (1.4826 MAD) over them, smoothed
@@ -109,8 +109,12 @@ def main(held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
     manifest["card"]["figures"] = figures(*found)
     by = [f"{one['prediction']['backend']}, {one['prediction']['precision']}" for one in found]
     measured_with = by[1] if by[0] == by[1] else f"{by[1]}; held out: {by[0]}"
+    content = json.dumps(manifest, indent=2) + "\n"
+    found[1]["prediction"]["model_sha256"] = sha256_of(
+        content.encode()
+    )  # the bundle's, with the card that follows from it
     texts = {
-        bundle / MANIFEST: json.dumps(manifest, indent=2) + "\n",
+        bundle / MANIFEST: content,
         bundle.parent / "README.md": page(manifest, measured_with),
         readme: with_table(readme.read_text(), manifest["card"]["figures"]),
         Path(__file__).with_name("record.json"): json.dumps(

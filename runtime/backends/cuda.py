@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import UnavailableError
 
-_LOST = "what this process had on the GPU is lost, start it again"
+LOST = "what this process had on the GPU is lost, start it again"
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: pycuda gives a stream's flags to cuStreamCreate as they are
 
 
@@ -112,7 +112,7 @@ def _translated() -> Iterator[None]:
     except driver.MemoryError as error:
         raise OutOfDeviceMemoryError(f"the GPU is out of memory ({error})") from error
     except driver.Error as error:
-        raise DeviceError(f"CUDA failed ({error}); {_LOST}") from error
+        raise DeviceError(f"CUDA failed ({error}); {LOST}") from error
 
 
 # Contexts that must not be pushed again: pycuda takes them for valid no more, and would pop one too many.
@@ -156,7 +156,7 @@ class Device:
         """
         driver = _driver()
         if self._context in _given_up:  # it may be another thread that lost it
-            raise DeviceError(f"CUDA failed before; {_LOST}")
+            raise DeviceError(f"CUDA failed before; {LOST}")
         with _translated():
             self._context.push()
             try:

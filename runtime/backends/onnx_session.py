@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Arrays, Probe
+from lesionrt.runtime.backends.cuda import LOST, DeviceError
 from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
 from lesionrt.runtime.processor import cores
 
@@ -20,6 +21,7 @@ DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 _INSTALLS = {"onnxruntime": "onnxruntime", "onnxruntime-gpu": "'onnxruntime-gpu[cuda,cudnn]'"}
 # Memory that was not given, in the words of its arenas, of C++, of CUDA and of NumPy.
 _ALLOCATION = re.compile(r"alloc|out of memory", re.IGNORECASE)
+_LOST_GPU = re.compile(r"CUDA (failure|error)|cuDNN|cuBLAS", re.IGNORECASE)
 
 
 def installed() -> dict[str, str]:
@@ -34,9 +36,9 @@ def installed() -> dict[str, str]:
 
 
 def probe_library(name: str, device: str, extra: str) -> Probe:
-    """Whether ONNX Runtime is there at all."""
+    """Whether ONNX Runtime is there at all, and whole."""
     library = " and ".join(f"{name} {number}" for name, number in installed().items()) or "onnxruntime"
-    if find_spec("onnxruntime") is None:
+    if find_spec("onnxruntime") is None and not installed():
         return Probe(name, library, device, "ONNX Runtime is not installed", f"Run: pip install 'lesionrt[{extra}]'")
     try:
         load()
@@ -58,6 +60,8 @@ def load() -> Any:
         import onnxruntime
     except (ImportError, OSError) as error:
         raise UnavailableError(f"ONNX Runtime is installed but cannot be loaded ({_first_line(error)})") from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # as after one of its two distributions was removed
+        raise UnavailableError("ONNX Runtime is installed but its Python files are not there")
     return onnxruntime
 
 
@@ -139,6 +143,8 @@ class OnnxSession:
         try:
             yield
         except Exception as error:
+            if _LOST_GPU.search(str(error)) and not _ALLOCATION.search(str(error)):
+                raise DeviceError(f"ONNX Runtime failed on {self.device} ({_first_line(error)}); {LOST}") from error
             advice = "try a smaller --chunk" if _ALLOCATION.search(str(error)) else "check the model: `lesionrt verify`"
             raise UnavailableError(f"ONNX Runtime failed on {self.device} ({_first_line(error)}); {advice}") from error
 

@@ -30,7 +30,7 @@ def probe(name: str) -> Probe:
     if find_spec("openvino") is None:
         return Probe(name, "openvino", device(), "OpenVINO is not installed", "Run: pip install 'lesionrt[openvino]'")
     try:
-        _core()
+        _has_bfloat16()
     except UnavailableError as error:
         return Probe(name, _library(), device(), str(error), "Run: pip install --force-reinstall openvino")
     return Probe(name, _library(), device())
@@ -163,7 +163,7 @@ class OpenvinoBackend:
             except RuntimeError as error:
                 raise UnavailableError(
                     f"OpenVINO cannot prepare the network for {size} slices of {height}x{width} ({_last_line(error)}); "
-                    "try a smaller --chunk"
+                    "try a smaller --chunk, or --backend cpu"
                 ) from error
             self._compiled = shapes, request
         return self._compiled[1]
@@ -200,14 +200,24 @@ def _core() -> Any:
     """
     try:
         from openvino import Core
-    except (ImportError, OSError) as error:
+
+        return Core()
+    except (ImportError, OSError, RuntimeError) as error:
         raise UnavailableError(f"OpenVINO is installed but cannot be loaded ({_last_line(error)})") from error
-    return Core()
 
 
 def _has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16; OpenVINO names it only then."""
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Whether the processor computes in bfloat16; OpenVINO names it only then.
+
+    Raises
+    ------
+    UnavailableError
+        If OpenVINO or its part for CPUs does not load.
+    """
+    try:
+        return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        raise UnavailableError(f"OpenVINO's part for CPUs cannot be loaded ({_last_line(error)})") from error
 
 
 def _last_line(error: Exception) -> str:

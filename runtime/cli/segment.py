@@ -56,7 +56,7 @@ def command(
     """Segment lesions: mask, table and report for each volume, on the volume's own grid."""
     from lesionrt.runtime.backends.cuda import DeviceError
     from lesionrt.runtime.bundle import load_bundle
-    from lesionrt.runtime.errors import InputError, UnavailableError
+    from lesionrt.runtime.errors import InputError, ParityError, UnavailableError
     from lesionrt.runtime.outputs import check_free, plan_jobs
     from lesionrt.runtime.segmenter import DEFAULT_MODEL, Segmenter, check_options, load_volume
 
@@ -97,10 +97,12 @@ def command(
                 start = time.perf_counter()
                 try:
                     line = _segment(segmenter, job, loaded.result(), probabilities, overlay, force, as_json)
-                except (InputError, UnavailableError, OSError, MemoryError) as error:
+                except (InputError, ParityError, UnavailableError, OSError, MemoryError) as error:
                     line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
                     # A volume that cannot be computed, as for lack of memory, is as bad as one that cannot be read.
-                    failures[job.flair] = (DeviceError if isinstance(error, DeviceError) else InputError).exit_code
+                    failures[job.flair] = (
+                        error.exit_code if isinstance(error, DeviceError | ParityError) else InputError.exit_code
+                    )
                 _tell(line, as_json, time.perf_counter() - start)
     total = len(plan.jobs) + len(plan.unusable)
     if total > 1 and not as_json:

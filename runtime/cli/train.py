@@ -59,11 +59,11 @@ def command(
     for finding in patients_in_two_splits(scans):
         raise DatasetError(f"{dataset}: {finding}")
     left_out = {scan.name for scan in select(scans, without or (), "--without")}
-    held = {scan.name for scan in select(scans, validation or (), "--validation")}
-    held |= {scan.name for scan in scans if scan.split == "validation"}
+    asked = {scan.name for scan in select(scans, validation or (), "--validation")}
+    held = asked | {scan.name for scan in scans if scan.split == "validation"}
     used = [scan for scan in scans if scan.name not in left_out and scan.split != "test"]
-    lost = held - {scan.name for scan in used}
-    if validation and lost:
+    lost = asked - {scan.name for scan in used}
+    if lost:
         raise UsageError(f"--validation: {', '.join(sorted(lost))} is left out, or in the split test")
     first = int(os.environ.get("RANK", "0")) == 0
     watched = first and sys.stderr.isatty()

@@ -88,6 +88,8 @@ def command(
     if bisect_tolerance is not None and not math.isfinite(bisect_tolerance):
         raise UsageError(f"--bisect-tolerance is {bisect_tolerance}; expected a number")
     bounds_given = (max_difference, percentile_difference, min_dice, max_flipped)
+    if force and save_reference is None:
+        raise UsageError("--force overwrites the file of --save-reference, which is not given")
     if bisect and (backend != "auto" or any(bound is not None for bound in bounds_given)):
         raise UsageError(
             "--bisect runs on the CPU by its own tolerance: give no --backend, and --bisect-tolerance alone"
@@ -199,8 +201,8 @@ def _bisect(
         from lesionrt.export.bisect import TOLERANCES, bisect, report
     from lesionrt.runtime.errors import ParityError, UsageError
 
-    halves = [precision for precision in asked or bundle.precisions if precision in TOLERANCES]
-    if not halves or "fp32" not in bundle.precisions:
+    halves = asked or [precision for precision in bundle.precisions if precision in TOLERANCES]
+    if not halves or not {"fp32", *halves} <= {*bundle.precisions} or not {*halves} <= {*TOLERANCES}:
         raise UsageError(
             f"--bisect compares fp16 or bf16 graphs with the fp32 one; {bundle.path} has {', '.join(bundle.precisions)}"
             + (f", asked for {', '.join(asked)}" if asked else "")

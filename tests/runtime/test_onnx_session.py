@@ -1,13 +1,15 @@
 """What ONNX Runtime's failures become."""
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lesionrt.runtime.backends import onnx_cuda, onnx_session
+from lesionrt.runtime.backends.cuda import DeviceError
 from lesionrt.runtime.backends.onnx_session import OnnxSession
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.errors import UnavailableError, UsageError
@@ -44,6 +46,34 @@ def test_a_smaller_chunk_is_advised_where_memory_is_missing(words: str, chunk: b
     with pytest.raises(UnavailableError, match="failed on CPU") as caught:
         session(Failing(words)).infer(FEED)
     assert ("--chunk" in str(caught.value)) is chunk
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered", True),
+        ("CUDNN_FE failure 8: CUDNN_BACKEND_API_FAILED", True),
+        ("CUDA failure 2: out of memory", False),
+        ("Concat: axis 1 has mismatched dimensions of 4 and 5", False),
+    ],
+)
+def test_a_gpu_that_is_lost_is_told_from_what_a_model_or_memory_lacks(words: str, lost: bool) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        session(Failing(words)).infer(FEED)
+    assert isinstance(caught.value, DeviceError) is lost
+
+
+def test_files_that_another_distribution_took_along_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))  # a folder without Python files
+    found = onnx_session.probe_library("cpu", "CPU", "cpu")
+    assert found.problem == "ONNX Runtime is installed but its Python files are not there"
+    assert found.remedy == "Run: pip install --force-reinstall onnxruntime"
+
+
+def test_of_several_gpus_none_is_named_as_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for names, device in ((("A", "A"), "A"), (("B", "A"), "CUDA device 0 of A, B"), ((), "NVIDIA GPU")):
+        monkeypatch.setattr(onnx_cuda, "gpus", lambda names=names: names)
+        assert onnx_cuda._device() == device
 
 
 def test_a_gpu_that_does_not_start_is_no_fault_of_the_bundle(

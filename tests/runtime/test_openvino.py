@@ -44,6 +44,17 @@ def test_it_gives_onnx_runtimes_probabilities_whatever_the_chunk(
         assert np.array_equal(probabilities(tiny_bundle, "openvino", precision, slices, chunk), found)
 
 
+def test_a_part_for_cpus_that_does_not_load_is_a_problem_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Core:
+        def get_property(self, *_: str) -> None:
+            raise RuntimeError("Cannot load library 'libopenvino_intel_cpu_plugin.so'")
+
+    monkeypatch.setattr(openvino_cpu, "_core", Core)
+    found = openvino_cpu.probe("openvino")
+    assert found.problem is not None
+    assert "part for CPUs cannot be loaded (Cannot load library" in found.problem
+
+
 def test_a_stack_of_one_window_and_one_size_after_another(tiny_bundle: Path, slices: Slices) -> None:
     parts = [slices[:3], slices[:, :, :8, :12], slices[2:8]]
     with open_backend("openvino", load_bundle(tiny_bundle), "fp32") as network:

@@ -288,7 +288,7 @@ def test_a_folder_in_place_of_a_result_is_found_before_anything_is_replaced(resu
     assert files(job.targets["mask"].parent) == {"flair_lesions.nii.gz": b"old"}
 
 
-def test_no_old_result_is_left_beside_a_new_one(
+def test_an_interrupted_write_leaves_the_new_results_whole_and_no_old_one(
     result: Segmentation, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for target in job.targets.values():
@@ -302,7 +302,9 @@ def test_no_old_result_is_left_beside_a_new_one(
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_results(result, job, force=True)
-    assert [*files(job.targets["mask"].parent)] == ["flair_report.json"]
+    found = files(job.targets["mask"].parent)
+    assert sorted(found) == ["flair_lesions.csv", "flair_lesions.nii.gz", "flair_report.json"]
+    assert b"old" not in found.values()
 
 
 @pytest.mark.parametrize("out", ["a file", "a file/out", "/proc/out"])

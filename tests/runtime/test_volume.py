@@ -12,7 +12,7 @@ import pytest
 from nibabel.quaternions import quat2mat
 
 from lesionrt.runtime.errors import VolumeError
-from lesionrt.runtime.volume import Volume, read_brain_mask, read_flair, read_volume, skull_warning
+from lesionrt.runtime.volume import Volume, nonzero_brain, read_brain_mask, read_flair, read_volume, skull_warning
 
 DATA = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
 AFFINE = np.array([[0, -1.0, 0, 7], [2.0, 0, 0, -8], [0, 0, 3.0, 9], [0, 0, 0, 1]])
@@ -98,6 +98,25 @@ def test_integers_are_scaled_as_the_header_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(path).data, np.arange(24).reshape(2, 3, 4) / 2 - 3)
 
 
+@pytest.mark.parametrize("intercept", [0.0, 0.2, -0.2])
+def test_a_background_that_scaled_integers_cannot_hold_is_zero(intercept: float, tmp_path: Path) -> None:
+    stored = np.where(DATA < 6, 0, DATA).astype(np.int16)  # in steps of 0.5; those next to the background stay
+    path = written(tmp_path / "a.nii", nifti(stored, scl_slope=0.5, scl_inter=intercept))
+    expected = np.where(stored == 0, 0, stored * np.float32(0.5) + np.float32(intercept))
+    np.testing.assert_allclose(read_volume(path).data, expected, atol=1e-6)
+    assert np.count_nonzero(read_volume(path).data) == 18
+
+
+def test_integers_that_nibabel_scaled_have_the_brain_of_the_floats(tmp_path: Path) -> None:
+    floats = image(np.where(DATA < 6, 0, DATA - np.float32(11.3)))
+    nib.save(floats, tmp_path / "floats.nii.gz")
+    floats.set_data_dtype(np.int16)
+    nib.save(floats, tmp_path / "integers.nii.gz")
+    one, other = (read_volume(tmp_path / name) for name in ("floats.nii.gz", "integers.nii.gz"))
+    assert nib.load(tmp_path / "integers.nii.gz").dataobj.inter != 0
+    np.testing.assert_array_equal(nonzero_brain(one), nonzero_brain(other))
+
+
 def test_a_header_extension_is_no_reason_to_refuse(tmp_path: Path) -> None:
     given = image()
     given.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"scanned on a Monday"))
@@ -127,11 +146,16 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "short within gzip": ("a.nii.gz", lambda path: written(path, nifti()[:-5]), "truncated"),
     "damaged stream": ("a.nii.gz", lambda path: path.write_bytes(flipped(gzip.compress(nifti()), 80)), "damaged gzip"),
     "wrong checksum": ("a.nii.gz", lambda path: path.write_bytes(flipped(gzip.compress(nifti()), -6)), "damaged gzip"),
-    "not gzip": ("a.nii.gz", lambda path: path.write_bytes(nifti()), "damaged gzip"),
-    "gzip named .nii": ("a.nii", lambda path: path.write_bytes(gzip.compress(nifti())), "not NIfTI"),
+    "not gzip": ("a.nii.gz", lambda path: path.write_bytes(nifti()), "not compressed; rename it to .nii"),
+    "gzip named .nii": ("a.nii", lambda path: path.write_bytes(gzip.compress(nifti())), "rename it to .nii.gz"),
     "text": ("a.nii", lambda path: path.write_bytes(b"patient,age\n" * 99), "not NIfTI"),
     "another suffix": ("a.dcm", lambda path: path.write_bytes(nifti()), "expected .nii or .nii.gz"),
     "half of a pair": ("a.nii", half_pair, "single-file NIfTI.*pairs must be converted"),
+    "a folder that leads to itself": (
+        "loop/a.nii",
+        lambda path: path.parent.symlink_to("loop"),
+        r"cannot be read \(.*\); mend its folder's",
+    ),
     "pair": ("a.hdr", half_pair, "expected .nii or .nii.gz"),
     "bytes too many": ("a.nii", lambda path: path.write_bytes(nifti() + b"\0"), "holds more"),
 }

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -201,6 +202,45 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         for path in (whole, parts)
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_run_that_was_killed_while_it_validated_goes_on_from_there(
+    scans: list[Scan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    recipe = load_recipe("default", [*FAST, "epoch_steps=1", "steps=2"])
+    whole = train(recipe, scans[:1], scans[1:], tmp_path / "whole")
+    validate, times = TrainingRun._validate, 0
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self: TrainingRun, *held: Any) -> dict[str, float]:
+        nonlocal times
+        times += 1
+        if times == after:
+            raise Killed
+        return validate(self, *held)
+
+    monkeypatch.setattr(TrainingRun, "_validate", killed)
+    with pytest.raises(Killed):
+        train(recipe, scans[:1], scans[1:], tmp_path / "parts")
+    parts = train(recipe, scans[:1], scans[1:], tmp_path / "parts", resume=True)
+    assert times == 3  # once too often
+    assert same(weights(whole), weights(parts))
+    kept = [
+        [line.rsplit(",", 2)[0] for line in (path.parent / "history.csv").read_text().splitlines()]
+        for path in (whole, parts)
+    ]
+    assert kept[0] == kept[1]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("default", [*FAST, "steps=1"])
+    train(recipe, scans, [], tmp_path / "run")
+    (tmp_path / "run" / ".lesionrt-01234567.partial").write_bytes(b"half a state")
+    train(recipe, scans, [], tmp_path / "run", resume=True)
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
 def test_the_papers_recipe_keeps_the_best_epoch(scans: list[Scan], tmp_path: Path) -> None:
