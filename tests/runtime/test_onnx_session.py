@@ -1,6 +1,7 @@
 """What ONNX Runtime's failures become."""
 
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -64,7 +65,9 @@ def test_a_gpu_that_is_lost_is_told_from_what_a_model_or_memory_lacks(words: str
 
 
 def test_files_that_another_distribution_took_along_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))  # a folder without Python files
+    bare = ModuleType("onnxruntime")  # a folder without Python files
+    bare.__spec__ = ModuleSpec("onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", bare)
     found = onnx_session.probe_library("cpu", "CPU", "cpu")
     assert found.problem == "ONNX Runtime is installed but its Python files are not there"
     assert found.remedy == "Run: pip install --force-reinstall onnxruntime"
