@@ -63,7 +63,7 @@ weights: $(VENV)/.test-tools
 	$(BIN)/lesionrt evaluate weights/scans.csv --model $(DEFAULT) --backend cpu -o $(ALL)/evaluation --force
 	$(BIN)/python weights/card.py $(HELD) $(ALL) $(DEFAULT) README.md
 
-# Every patient held out once, for figures of all four: hours on a GPU, days on two cores.
+# Every patient held out once, for figures of all four: some nine hours on two cores.
 folds: $(VENV)/.test-tools
 	$(BIN)/lesionrt crossval weights/scans.csv -o weights/folds --set donors=$(DONORS) --set steps=$(HELD_STEPS)
 

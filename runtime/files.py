@@ -32,7 +32,7 @@ def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = (
         Content by target.
     replaced
         Files of an earlier run.  They are removed when all is written and before the first is renamed: a write that
-        fails leaves them, and none of them stands beside a new file. From the first removal on a signal waits.
+        fails leaves them, an interrupted one leaves the new ones whole, and no old one stands beside the last of the new.
 
     Raises
     ------
@@ -44,7 +44,6 @@ def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = (
             raise OutputError(f"{target}: cannot be written, it is a folder")
     partial: dict[Path, Path] = {}
     left: list[tuple[Path, Path | None]] = []  # to be removed, or replaced by what is written
-    untouched = 0
     try:
         for target, content in files.items():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,20 +53,21 @@ def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = (
                 file.flush()
                 os.fsync(file.fileno())
         left = [*((target, None) for target in replaced), *partial.items()]
-        untouched = len(left)
         while left:
             target = left[0][0]
             _settle(*left[0])
             del left[0]
     except OSError as error:
-        if len(left) == untouched:
-            left = []  # nothing was replaced yet, and nothing will be
         named = error.filename if error.filename in map(str, target.parents) else target  # not the hidden partial file
         raise OutputError(f"{named}: cannot be written ({error.strerror})") from error
     finally:
-        for waiting in left:  # a signal came between, or one file cannot be removed: what is written is not thrown away
-            with contextlib.suppress(OSError):
+        for waiting in left:  # a signal came between: what is written is not thrown away
+            try:
                 _settle(*waiting)
+            except FileNotFoundError:
+                continue  # the signal came right after it
+            except OSError:
+                break
         for source in partial.values():
             with contextlib.suppress(OSError):
                 source.unlink(missing_ok=True)

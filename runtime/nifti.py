@@ -56,13 +56,15 @@ def stored_bytes(path: Path) -> bytes:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        if os.path.islink(path):  # noqa: PTH114 (false where it cannot be looked at)
+        if error.errno in ABSENT and os.path.islink(path):  # noqa: PTH114 (`is_symlink` fails at a name too long)
             raise VolumeError(
                 f"a link to {path.readlink()}, which is not there; fetch it (`git annex get`) or mend the link"
             ) from error
         if error.errno in ABSENT:
             raise VolumeError("no such file; expected a NIfTI volume (.nii or .nii.gz)") from error
         raise VolumeError(f"cannot be read ({error.strerror}); mend its folder's permissions or links") from error
+    except ValueError as error:  # a name that no file can have
+        raise VolumeError("no such file; expected a NIfTI volume (.nii or .nii.gz)") from error
     if not stat.S_ISREG(mode):
         raise VolumeError("not a file; expected a NIfTI volume (.nii or .nii.gz)")
     if stem_of(path.name) is None:

@@ -33,7 +33,7 @@ class Volume:
     name
         Its path, or what to call it in messages.
     data
-        (X, Y, Z) float32, scaled as the header says. Where scaled integers cannot hold 0, the nearest value is 0.
+        (X, Y, Z) float32, scaled as the header says. Of integers with an intercept what lies within half a step of 0 is 0.
     affine
         (4, 4) voxel indices to RAS+ mm.
     image

@@ -20,7 +20,7 @@ from lesionrt.train.dataset import Scan, prepare_pair
 
 _ARRAYS = ("slices", "brain", "lesions", "start_mm")
 USUAL_LESION_Z = 2.5
-VERSION = 2  # of what is prepared, which scans are refused, and how it is stored: raise it when one of them changes
+VERSION = 3  # of what is prepared, which scans are refused, and how it is stored: raise it when one of them changes
 
 
 @dataclass(frozen=True)

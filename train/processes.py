@@ -67,7 +67,7 @@ def processes() -> Iterator[tuple[int, int, torch.device]]:
     if world == 1:
         yield 0, 1, device
         return
-    # Counts and signals stay on the CPU. The first process prepares and validates for as long as it takes.
+    # Counts and signals stay on the CPU. The first process prepares for as long as it takes.
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=1))
     try:
         yield dist.get_rank(), world, device

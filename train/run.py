@@ -176,6 +176,9 @@ class Run:
                 # Killed while it validated: the state is of before.
                 now = Progress(self.step, samples.batches, math.nan, math.nan, math.nan)
                 self._end_epoch(validation, now, samples.epoch_batches, lambda _: None)
+                signum = self._agreed(caught)
+                if signum and self.step < samples.batches:
+                    raise self._interrupted(samples, signum)
             for slices, lesions in loader:
                 loss = self._advance(objective, slices, lesions, samples.batches)
                 seconds = (time.perf_counter() - began) / (self.step - first)
@@ -191,11 +194,12 @@ class Run:
                 if signum and self.step < samples.batches:
                     if not end:
                         self._save_state()
-                    raise Interrupted(
-                        f"stopped after step {self.step} of {samples.batches}; {self.out / STATE} is written, continue with --resume",
-                        signum,
-                    )
+                    raise self._interrupted(samples, signum)
         return signum
+
+    def _interrupted(self, samples: Slabs | Windows, signum: int) -> Interrupted:
+        done = f"stopped after step {self.step} of {samples.batches}"
+        return Interrupted(f"{done}; {self.out / STATE} is written, continue with --resume", signum)
 
     def _at_end(self, samples: Slabs | Windows) -> bool:
         """Whether the last step was an epoch's last one."""

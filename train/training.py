@@ -133,12 +133,15 @@ def train(
             raise DatasetError("none of the validation scans has a lesion in its mask: their Dice can choose no epoch")
         donors = donor_masks(recipe)
         samples = _samples(recipe, scans, donors, [*validation_scans, *left_out], world, say)
+        if isinstance(samples, Slabs) and device.type == "cpu":  # on GPUs the norms learn from all processes' slabs
+            check_batch(recipe, recipe.slabs // world)
         if rank == 0 and (out.is_dir() or not resume):
             _make_folder(out)
             alone.enter_context(locked(out, wait=False))
             _check_new(out, resume)  # another may have come and gone while this one prepared
-            for left in out.glob(PARTIAL.format("*")):  # of a run that was killed while it wrote
-                left.unlink(missing_ok=True)
+            for left in out.glob(PARTIAL.format("*")) if resume else ():  # the run was killed while it wrote
+                if left.is_file():
+                    left.unlink(missing_ok=True)
         run.describe(
             {scan.name: contents(scan) for scan in train_scans},
             {scan.name: contents(scan) for scan in validation_scans},
@@ -225,7 +228,6 @@ def _samples(
         )
     if recipe.sampling == "windows":
         return Windows(scans, recipe)
-    check_batch(recipe, recipe.slabs // world)
     return Slabs(scans, recipe, _lesions_of(recipe, donors, held, say))
 
 

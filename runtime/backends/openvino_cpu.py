@@ -214,8 +214,9 @@ def _has_bfloat16() -> bool:
     UnavailableError
         If OpenVINO or its part for CPUs does not load.
     """
+    core = _core()
     try:
-        return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
         raise UnavailableError(f"OpenVINO's part for CPUs cannot be loaded ({_last_line(error)})") from error
 

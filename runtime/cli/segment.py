@@ -110,7 +110,7 @@ def command(
     if total > 1 and failures:
         print(f"{len(failures)} of {total} failed:", *(f"  {path}" for path in failures), sep="\n", file=sys.stderr)
     if failures:
-        raise typer.Exit(max(failures.values()))  # a device that is lost weighs more than a bad volume
+        raise typer.Exit(max(failures.values()))  # a lost device or a wrong network weighs more than a bad volume
 
 
 def _segment(

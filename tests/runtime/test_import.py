@@ -26,6 +26,10 @@ class Finder(PathFinder):
     def find_spec(cls, name, path=None, target=None):
         return None if name.partition(".")[0] in {names!r} else PathFinder.find_spec(name, path, target)
 
+    @classmethod
+    def find_distributions(cls, *context):
+        return (found for found in PathFinder.find_distributions(*context) if found.name.replace("-", "_") not in {names!r})
+
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """
 Environment = dict[str, str]

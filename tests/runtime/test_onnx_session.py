@@ -68,6 +68,7 @@ def test_files_that_another_distribution_took_along_are_missed(monkeypatch: pyte
     bare = ModuleType("onnxruntime")  # a folder without Python files
     bare.__spec__ = ModuleSpec("onnxruntime", None)
     monkeypatch.setitem(sys.modules, "onnxruntime", bare)
+    monkeypatch.setattr(onnx_session, "installed", lambda: {"onnxruntime": "1"})
     found = onnx_session.probe_library("cpu", "CPU", "cpu")
     assert found.problem == "ONNX Runtime is installed but its Python files are not there"
     assert found.remedy == "Run: pip install --force-reinstall onnxruntime"

@@ -309,6 +309,24 @@ def test_an_interrupted_write_leaves_the_new_results_whole_and_no_old_one(
     assert b"old" not in found.values()
 
 
+def test_no_new_result_stands_beside_an_old_one_that_cannot_be_removed(
+    result: Segmentation, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("mask", "report"):
+        job.targets[kind].write_bytes(b"old")
+    remove = Path.unlink
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        if self == job.targets["mask"]:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(self))
+        remove(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(OutputError, match=r"flair_lesions\.nii\.gz: cannot be written \(Operation not permitted\)"):
+        write_results(result, job, force=True)
+    assert set(files(job.targets["mask"].parent).values()) == {b"old"}
+
+
 @pytest.mark.parametrize("out", ["a file", "a file/out", "/proc/out"])
 def test_folder_that_cannot_be_made_is_one_clear_error(segment: Segment, flake: Path, tmp_path: Path, out: str) -> None:
     (tmp_path / "a file").write_bytes(b"mine")
@@ -370,7 +388,9 @@ def test_run_that_is_stopped_while_it_computes_leaves_nothing(
 def test_run_that_is_stopped_while_it_writes_leaves_whole_files_only(
     tiny_bundle: Path, flake: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    start(flake, tmp_path / "whole", tiny_bundle, "--probabilities", "--overlay").communicate(timeout=60)
+    undisturbed = start(flake, tmp_path / "whole", tiny_bundle, "--probabilities", "--overlay")
+    undisturbed.communicate(timeout=60)
+    assert undisturbed.returncode == 0
     (tmp_path / "out").mkdir()
     process = start(flake, tmp_path / "out", tiny_bundle, "--probabilities", "--overlay")
     while process.poll() is None and not any((tmp_path / "out").iterdir()):
