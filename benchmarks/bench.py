@@ -245,9 +245,11 @@ class _Bench:
                     warmed.add(one.case.name)
         self.say(f"whole volumes of {slices} slices: {', '.join(one.case.name for one in chosen) or 'no case'}")
         answers: dict[str, list[dict[str, Any]]] = {one.case.name: [] for one in chosen}
-        rounds = {one.case.name: partial(one.asked, "volume", answers[one.case.name]) for one in chosen}
+        rounds = {
+            one.case.name: partial(one.asked, "volume", answers[one.case.name], "volume_failed") for one in chosen
+        }
         for one in chosen:
-            with one.told():  # at least made ready for as many slices as a volume's pieces have
+            with one.told("volume_failed"):  # at least made ready for as many slices as a volume's pieces have
                 self._warm_up(one, "volume" if one.case.name in warmed else "warm_up")
         beside = next((one for one in running if one.case.window_by_window), None)
         if beside is not None and left < beside.row["slab"]["median"]:

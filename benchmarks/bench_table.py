@@ -47,7 +47,7 @@ def explanation(report: dict[str, Any]) -> list[str]:
         f"up to {report['repeats']} interleaved rounds after a warm-up; spread is least to most. They are a whole volume's: in one pass "
         f"the two slices more that it encodes count as {volume['slices'] + 2} to {volume['slices']}, not as {slab + 2} to {slab}, "
         "or once a chunk where no state is kept between chunks. "
-        f"Times faster is against {report['baseline']}, on the same slices in the same run.",
+        f"Times faster is against {report['baseline'] or 'nothing'}, on the same slices in the same run.",
         f"Seconds per volume are from file to files, {volume['slices']} slices; ~ marks what was not measured on the "
         f"whole volume but scaled from the {slab} slices, without reading and writing. Faster, volume: the same ratio for whole volumes, against the baseline as it was when they were timed.",
         "Cold start is from the process's start to the first output slice, the volume read and prepared. "

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from lesionrt.runtime.backends import NAMES, Backend, open_backend, precisions, probe
+from lesionrt.runtime.backends import NAMES, Backend, left_out, open_backend, precisions, probe
 from lesionrt.runtime.backends.gpu import gpus
+from lesionrt.runtime.backends.onnx_cuda import device
 from lesionrt.runtime.backends.onnx_session import OnnxSession, load
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.errors import UnavailableError, UsageError
@@ -121,6 +122,8 @@ def _of_backends(bundle: Bundle) -> Iterator[Case]:
                 skip = "ONNX Runtime's CPU has no bfloat16; `lesionrt verify` emulates it"
             title = f"one pass, backend {name} ({found.library})"
             yield Case(f"{name}-{precision}", title, precision, "backend", name, skip=skip)
+        for precision, reason in left_out(name, bundle).items():
+            yield Case(f"{name}-{precision}", f"one pass, backend {name}", precision, "backend", name, skip=reason)
         for (backend, precision), reason in NOT_OFFERED.items():
             if backend == name and precision not in precisions(name, bundle):
                 yield Case(f"{name}-{precision}", f"one pass, backend {name}", precision, "backend", name, skip=reason)
@@ -168,7 +171,7 @@ def open_case(case: Case, bundle: Bundle, checkpoint: Path | None, window_graph:
     if case.kind == "provider":
         load().preload_dlls()
         graph = bundle.graph(case.precision)
-        return OnnxSession(case.name, gpus()[0], graph, case.precision, (PROVIDER, {}), threads)
+        return OnnxSession(case.name, device(), graph, case.precision, (PROVIDER, {}), threads)
     if case.kind == "window":
         from lesionrt.benchmarks.window_graph import WindowGraph
 

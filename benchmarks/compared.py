@@ -32,9 +32,14 @@ def compare_slabs(running: Sequence[Running], bundle: Bundle, height_width: tupl
 
 
 def compare_volumes(running: Sequence[Running], bundle: Bundle, folder: Path, say: Say) -> str | None:
-    """The same on whole volumes, which are cut into other pieces, with a float32 case whose slab is right; its name."""
+    """The others' whole volumes, which are cut into other pieces, with a float32 case's whose slab is right; its name."""
+    for one in running:
+        if one.alive and one.row["volume_failed"] is not None:
+            one.row["findings"].append(f"whole volume: {one.row['volume_failed']}")
+            one.row["wrong"] = True
     whole = [one for one in running if one.row["volume"] and one.alive]
     right = [one for one in whole if one.case.precision == "fp32" and one.row["parity"] and not one.row["wrong"]]
+    right = [one for one in right if not one.case.compiled]
     if not right:
         return None
     right.sort(key=lambda one: not one.case.in_pytorch)  # PyTorch first
@@ -44,6 +49,8 @@ def compare_volumes(running: Sequence[Running], bundle: Bundle, folder: Path, sa
         say(f"whole volumes were not compared: {error}")
         return None
     for one in whole:
+        if one is right[0]:
+            continue
         try:
             found = compare(reference, one.probabilities(folder, "save_volume"), bundle.threshold)
         except LesionrtError as error:  # its times stand

@@ -38,12 +38,12 @@ def describe() -> dict[str, Any]:
 
 
 def device_memory_mb() -> float | None:
-    """Memory in use on the first NVIDIA GPU, by everyone; None where there is none."""
+    """Memory in use on all NVIDIA GPUs, by everyone: which of them computes is not asked; None where there is none."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        return float(answer.split()[0]) * 2**20 / 1e6
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return sum(map(float, answer.split())) * 2**20 / 1e6 if answer.split() else None
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None
 
 

@@ -21,6 +21,7 @@ def row_of(case: Case) -> dict[str, Any]:
         "s_per_slice",
         "times_faster",
         "volume",
+        "volume_failed",
         "volume_s",
         "volume_scaled",
         "stages",

@@ -42,18 +42,18 @@ class Running:
         return self.row["skipped"] is None
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """A case that fails is left out from here on, with its reason."""
+    def told(self, failed: str = "skipped") -> Iterator[None]:
+        """A case that fails is left out from here on, or of whole volumes alone (``volume_failed``), with its reason."""
         try:
             yield
         except UnavailableError as error:
-            self.row["skipped"] = f"failed: {error}"
-            self.say(f"{self.case.name}: {self.row['skipped']}")
+            self.row[failed] = f"failed: {error}"
+            self.say(f"{self.case.name}: {self.row[failed]}")
 
-    def asked(self, do: str, keep: list[dict[str, Any]] | None = None) -> float | None:
+    def asked(self, do: str, keep: list[dict[str, Any]] | None = None, failed: str = "skipped") -> float | None:
         """Seconds that it says; None if it fails."""
-        if self.alive:
-            with self.told():
+        if self.alive and self.row[failed] is None:
+            with self.told(failed):
                 answer = self.child.ask(do)
                 if keep is not None:
                     keep.append(answer)

@@ -84,6 +84,8 @@ class Worker:
 
     def _halo_chunk(self) -> int | None:
         """After how many output slices two are encoded again; None where none is."""
+        if hasattr(self._backend, "backend_for"):  # engines encode two again each time that they run
+            return int(self._backend.backend_for(self._slices).most_slices)
         keeps_state = isinstance(self._backend, StreamingBackend) or hasattr(self._backend, "infer_stack")
         return None if keeps_state else default_chunk(*self._slab.shape[2:])
 
@@ -101,9 +103,9 @@ class Worker:
         return self._timed(self._slab[index], chunk)
 
     def warm_up(self) -> dict[str, Any]:
-        """As many slices as a volume's pieces have; the last stack's probabilities stay what they were."""
+        """Two pieces of a size that a volume's pieces have; the last stack's probabilities stay what they were."""
         result = self._result
-        self.stack(default_chunk(*self._slab.shape[2:]), None)
+        self.stack(max(1, 2 * default_chunk(*self._slab.shape[2:]) - 2 * HALO), None)
         self._result = result
         return {}
 

@@ -25,6 +25,7 @@ from lesionrt.runtime.bundle import (
     PRECISIONS,
     REFERENCE,
     STREAM_GRAPHS,
+    TIMING_CACHES,
     VERSION,
     load_bundle,
 )
@@ -129,7 +130,7 @@ def _check_place(out: Path, force: bool) -> None:
         known = set()
     if not known:
         raise OutputError(f"{out} exists and is no bundle; it is not replaced")
-    others = sorted(path.name for path in out.iterdir() if path.name not in known)
+    others = sorted(path.name for path in out.iterdir() if path.name not in known and not path.match(TIMING_CACHES))
     if others:
         raise OutputError(
             f"{out} holds more than a bundle: {', '.join(others)}; it is not replaced: move what is not in its manifest elsewhere"

@@ -16,6 +16,7 @@ FORMAT = "lesionrt bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
+TIMING_CACHES = "timing_*.cache"  # of TensorRT, beside its engines; no manifest lists them
 # Entries with the graphs that take and give the state between chunks: the network as it is, and as ONNX Runtime's CPU kernels
 # want it, channels in whole blocks.
 STREAM_GRAPHS, BLOCKED_GRAPHS = "stream_graphs", "blocked_graphs"

@@ -113,6 +113,13 @@ def precisions(name: str, bundle: Bundle) -> list[str]:
     return found
 
 
+def left_out(name: str, bundle: Bundle) -> dict[str, str]:
+    """Precisions of a bundle's engines of which none runs here, and why, of a backend that can run here."""
+    module = import_module(_MODULES[name])
+    found: dict[str, str] = module.left_out(name, bundle) if hasattr(module, "left_out") else {}
+    return found
+
+
 def needs_engine(name: str) -> bool:
     """Whether a backend runs nothing but engines."""
     return hasattr(import_module(_MODULES[name]), "runnable")

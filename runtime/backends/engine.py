@@ -6,6 +6,7 @@ from lesionrt.runtime.backends import Backend, Probe
 from lesionrt.runtime.backends.cuda import gpu
 from lesionrt.runtime.backends.engine_choice import bundle_problem as bundle_problem
 from lesionrt.runtime.backends.engine_choice import find_engines, of_flavour, runnable
+from lesionrt.runtime.backends.engine_choice import left_out as left_out
 from lesionrt.runtime.backends.engine_group import EngineGroup
 from lesionrt.runtime.bundle import Bundle
 from lesionrt.runtime.engines.library import LIBRARIES, load

@@ -60,6 +60,12 @@ class EngineBackend:
         # Also at the interpreter's exit, while CUDA is still there.
         self._close = weakref.finalize(self, _close, self.device_gpu, self._idle, self._loaded)
 
+    @property
+    def most_slices(self) -> int:
+        """Output slices of one run at most; between runs two are encoded again."""
+        most = self._identity.profile.largest[0] - 2 * HALO
+        return most if self._limit is None else min(most, self._limit)
+
     def infer(self, feed: Arrays) -> dict[str, Array]:
         """``slices`` (n, 1, H, W) to ``lesion`` (n - 2, H, W)."""
         return {"lesion": self.infer_stack(feed["slices"])}
@@ -101,7 +107,7 @@ class EngineBackend:
                 f"slices are {size[0]}x{size[1]} pixels; the engine {self.engine_file} takes "
                 f"{'x'.join(map(str, profile.smallest[1:]))} to {'x'.join(map(str, profile.largest[1:]))}; build one with a larger --max-size"
             )
-        limits = (total, profile.largest[0] - 2 * HALO, chunk, self._limit)
+        limits = (total, self.most_slices, chunk)
         at_once = min(limit for limit in limits if limit is not None)
         released = False
         while True:

@@ -33,10 +33,18 @@ def bundle_problem(flavour: str, bundle: Bundle, precision: str | None = None) -
     if None in reasons:
         return None
     here, like = gpu(), listed[-1].identity
-    if flavour == "rtx" and not like.suits(here.name, here.compute_capability):
+    same = like.suits(here.name, here.compute_capability)
+    if flavour == "rtx" and not same:
         like = replace(like, targets=(here.compute_capability,))
     problem = f"{bundle.path} has no {kind} that runs here: {'; '.join(sorted(map(str, reasons)))}"
-    return problem, f"Run: {build_command(bundle.path, like)}"
+    return problem, f"Run: {build_command(bundle.path, like, sized=same)}"
+
+
+def left_out(flavour: str, bundle: Bundle) -> dict[str, str]:
+    """Why no engine of a precision that the bundle lists runs here, by precision."""
+    listed = dict.fromkeys(engine.identity.precision for engine in of_flavour(flavour, bundle))
+    problems = {precision: bundle_problem(flavour, bundle, precision) for precision in listed}
+    return {precision: ". ".join(problem) for precision, problem in problems.items() if problem is not None}
 
 
 def find_engines(flavour: str, bundle: Bundle, precision: str | None = None) -> list[Engine]:

@@ -18,7 +18,7 @@ OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
 def probe(name: str) -> Probe:
     """Whether it can run here."""
     found = gpus()
-    result = probe_library(name, _device(), "gpu")
+    result = probe_library(name, device(), "gpu")
     if not found:
         remedy = "With such a GPU, install its driver: `nvidia-smi` must list it"
         return replace(result, problem="no NVIDIA GPU is seen", remedy=remedy)
@@ -48,10 +48,10 @@ def open_backend(name: str, bundle: Bundle, precision: str, threads: int | None)
     # CUDA and cuDNN come as Python packages with the `gpu` extra; ONNX Runtime must be told to load them.
     with redirect_stdout(sys.stderr):  # it prints what it does not find
         load().preload_dlls()
-    return OnnxSession(name, _device(), bundle.graph(precision), precision, (PROVIDER, OPTIONS), threads)
+    return OnnxSession(name, device(), bundle.graph(precision), precision, (PROVIDER, OPTIONS), threads)
 
 
-def _device() -> str:
+def device() -> str:
     """CUDA's first GPU: it counts them otherwise than the driver, and may be shown only some."""
     names = sorted(set(gpus()))
     return f"CUDA device 0 of {', '.join(names)}" if len(names) > 1 else (names or ["NVIDIA GPU"])[0]

@@ -38,9 +38,13 @@ def command(
     case: Annotated[list[str] | None, typer.Option(help="Only this case; may be repeated.", show_default="all")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Measure how fast whole volumes are segmented, every way side by side: table, JSON and one HTML page."""
+    """Measure how fast whole volumes are segmented, every way side by side: table, JSON and one HTML page.
+
+    A case that is wrong is exit code 5, none that runs 4.
+    """
     from lesionrt.benchmarks.bench import Request, bench
     from lesionrt.benchmarks.bench_page import bench_page
+    from lesionrt.runtime.errors import ParityError, UnavailableError
     from lesionrt.runtime.files import write_atomically
     from lesionrt.runtime.segmenter import DEFAULT_MODEL
 
@@ -56,6 +60,10 @@ def command(
     _show(report)
     for ending, path in targets.items():
         print(f"  {ending:<6}{path}")
+    if any(row["wrong"] for row in report["cases"]):
+        raise typer.Exit(ParityError.exit_code)
+    if report["baseline"] is None:
+        raise typer.Exit(UnavailableError.exit_code)
 
 
 def _show(report: dict[str, Any]) -> None:

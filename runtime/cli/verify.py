@@ -130,6 +130,7 @@ class _Plan:
 
 def _plan(bundle: "Bundle", backend: str, asked: list[str] | None) -> _Plan:
     from lesionrt.runtime.backends import NAMES, choose, needs_engine, precisions, probe
+    from lesionrt.runtime.backends import left_out as engines_left_out
     from lesionrt.runtime.errors import UnavailableError, UsageError
 
     left_out = {}
@@ -148,6 +149,11 @@ def _plan(bundle: "Bundle", backend: str, asked: list[str] | None) -> _Plan:
             names.append("cpu")
     had = {name: precisions(name, bundle) for name in names}
     known = list(dict.fromkeys(precision for each in had.values() for precision in each))
+    for name in names:
+        for precision, reason in engines_left_out(name, bundle).items():
+            left_out[f"{name} {precision}"] = reason
+            if precision in (asked or ()) and precision not in known:
+                raise UnavailableError(reason)
     missing = [precision for precision in asked or () if precision not in known]
     if missing:
         raise UsageError(f"{bundle.path} has no {', '.join(missing)} for {', '.join(names)}, only {', '.join(known)}")

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import mkstemp
+from tempfile import TemporaryFile, mkstemp
 from typing import Any
 
 from lesionrt.runtime.backends.cuda import Gpu, gpu
-from lesionrt.runtime.bundle import MANIFEST, Bundle, load_bundle
+from lesionrt.runtime.bundle import MANIFEST, REFERENCE, TIMING_CACHES, Bundle, load_bundle
 from lesionrt.runtime.engines.identity import Engine, Identity, Profile, engines_of
 from lesionrt.runtime.engines.interrupt import interruptible
 from lesionrt.runtime.engines.library import Log, compiles_at_first_run, load
@@ -76,14 +76,16 @@ def build_engine(
     graph = _graph(bundle, wanted)
     trt = load(wanted.flavour)
     device = None if wanted.flavour == "rtx" else gpu()
-    log_path = _log_path(bundle, say)
+    bundle.checked(REFERENCE)  # with which the engine will be compared
+    _check_writable(bundle)
+    log_path = _log_path(bundle, wanted, say)
     with log_path.open("w", encoding="utf-8") as file:
         log = Log(trt, file)
         try:
             engine, plan, timings = _build(bundle, graph, wanted, trt, device, log, force, say)
             parity = measure(bundle, engine, plan)
         except UsageError:
-            log_path.unlink()  # it says nothing that the error does not
+            log_path.unlink(missing_ok=True)  # it says nothing that the error does not
             raise
         except BaseException:
             say(f"the build's log is kept: {log_path}")
@@ -93,9 +95,20 @@ def build_engine(
     return engine
 
 
-def _log_path(bundle: Bundle, say: Say) -> Path:
+def _check_writable(bundle: Bundle) -> None:
+    try:
+        with TemporaryFile(dir=bundle.path):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{bundle.path}: no engine can be added, it cannot be written ({error.strerror}); build in a copy of it"
+        ) from error
+
+
+def _log_path(bundle: Bundle, wanted: Wanted, say: Say) -> Path:
     """An empty file beside the bundle, or where nothing can be written there, among the temporary files."""
-    path = bundle.path.resolve().with_name(f"{bundle.path.resolve().name}.engine-build.log")
+    folder = bundle.path.resolve()
+    path = folder.with_name(f"{folder.name}.{wanted.flavour}-{wanted.precision}.engine-build.log")
     try:
         path.write_text("")
     except OSError as error:
@@ -258,7 +271,7 @@ def _use_timings(config: Any, file: Path, trt: Any, log: Log) -> Any:
 def _timing_cache(bundle: Bundle, identity: Identity) -> Path:
     """Shared by every engine of one library and GPU: layers of one shape need timing once."""
     key = sha256_of(f"{identity.flavour} {identity.version} {identity.gpu} {identity.compute_capability}".encode())[:16]
-    return bundle.path / f"timing_{identity.flavour}_{key}.cache"
+    return bundle.path / TIMING_CACHES.replace("*", f"{identity.flavour}_{key}")
 
 
 def _figures(lines: list[str]) -> dict[str, int | None]:

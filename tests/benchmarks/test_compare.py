@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesionrt.benchmarks.cases import Case
-from lesionrt.benchmarks.compared import compare_slabs
+from lesionrt.benchmarks.compared import compare_slabs, compare_volumes
 from lesionrt.benchmarks.rows import row_of
 from lesionrt.benchmarks.running import Running
 from lesionrt.runtime.bundle import load_bundle
@@ -49,6 +49,7 @@ def compared(tiny_bundle: Path, tmp_path: Path) -> Any:
         what = compare_slabs(running, load_bundle(tiny_bundle), (8, 8), tmp_path)
         return what, {one.case.name: one for one in running}
 
+    call.volumes = lambda found: compare_volumes([*found.values()], load_bundle(tiny_bundle), tmp_path, print)  # type: ignore[attr-defined]
     return call
 
 
@@ -73,6 +74,26 @@ def test_the_bundles_reference_is_asked_only_of_cases_that_take_its_shape(compar
     assert found["window-onnx"].row["skipped"] is None
     assert "height and width" in found["window-onnx"].row["not_compared"]
     assert found["cpu-fp32"].row["parity"]["max_difference"] == 0
+
+
+def test_whole_volumes_are_compared_with_another_case_that_was_not_compiled(compared: Any) -> None:
+    compiled = Case("torch-compile-fp32", "one pass, torch.compile", "fp32", "torch", compiled=True)
+    found = compared(AUTHORS, compiled, CPU)[1]
+    for one in found.values():
+        one.row["volume"] = {"median": 1.0} if one.case is not AUTHORS else None
+    assert compared.volumes(found) == "cpu-fp32"
+    assert found["torch-compile-fp32"].row["volume_parity"]["max_difference"] == 0
+    assert found["cpu-fp32"].row["volume_parity"] is None  # it would be compared with itself
+
+
+def test_a_case_that_fails_at_a_whole_volume_is_wrong(compared: Any) -> None:
+    found = compared(AUTHORS, CPU)[1]
+    with found["cpu-fp32"].told("volume_failed"):
+        raise UnavailableError("the probabilities are not finite")
+    assert found["cpu-fp32"].alive
+    assert compared.volumes(found) is None
+    assert found["cpu-fp32"].row["wrong"]
+    assert found["cpu-fp32"].row["findings"] == ["whole volume: failed: the probabilities are not finite"]
 
 
 def test_a_case_that_fails_when_it_is_compared_keeps_its_times(compared: Any) -> None:

@@ -176,6 +176,12 @@ def test_the_bundle_behind_a_link_is_replaced(old_bundle: Path, monkeypatch: pyt
     assert (old_bundle.parent / "link").is_symlink()
 
 
+def test_a_timing_cache_beside_its_engines_is_the_bundles_too(old_bundle: Path) -> None:
+    (old_bundle / "timing_tensorrt_0123456789abcdef.cache").write_bytes(b"timings")
+    export_bundle(untrained_checkpoint(LEAST), "0" * 64, old_bundle, ["fp32"], force=True)
+    assert [path.name for path in old_bundle.iterdir()] == [MANIFEST]
+
+
 def test_a_bundle_that_cannot_be_replaced_is_put_back(old_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = Path.rename
 

@@ -190,7 +190,7 @@ def test_a_build_that_gives_nothing_leaves_the_bundle_and_its_log(
         build_engine(load_bundle(bundle), TINY, measure)
     assert caught.value.exit_code == 4
     assert content(bundle) == before
-    assert (tmp_path / "bundle.engine-build.log").stat().st_size
+    assert (tmp_path / "bundle.rtx-fp32.engine-build.log").stat().st_size
 
 
 def test_an_engine_is_not_added_to_a_bundle_that_was_exported_anew_meanwhile(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_bad_graph_is_an_error_that_names_the_node_and_leaves_the_bundle(
     error = run("engine", "build", bundle, *SMALL, code=3).stderr
     assert finding in error
     assert content(bundle) == before
-    log = tmp_path / "bundle.engine-build.log"
+    log = tmp_path / "bundle.rtx-fp32.engine-build.log"
     assert str(log) in error
     assert log.is_file()
 
@@ -317,7 +317,7 @@ def test_an_interrupted_build_leaves_the_bundle_and_its_log(
     assert not shown
     assert "Traceback" not in told
     assert content(bundle) == before
-    log = (tmp_path / "bundle.engine-build.log").read_text()
+    log = next(tmp_path.glob("bundle.rtx-*.engine-build.log")).read_text()
     assert "INFO" in log
     if number != signal.SIGKILL:
         assert "BuildCanceled" in log
@@ -345,7 +345,7 @@ def test_where_nothing_can_be_written_beside_the_bundle_the_log_goes_elsewhere(
 ) -> None:
     bundle = copy(tiny_bundle, tmp_path)
     with_graph(bundle, "fp32", b"no graph" * 9)
-    (tmp_path / "bundle.engine-build.log").mkdir()
+    (tmp_path / "bundle.rtx-fp32.engine-build.log").mkdir()
     (tmp_path / "temporary").mkdir()
     error = run(
         "engine", "build", bundle, *SMALL, code=3, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")}

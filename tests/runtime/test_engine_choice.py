@@ -90,7 +90,8 @@ def test_another_version_or_gpu_finds_no_engine_and_says_which_command_builds_it
         engine_choice.find_engines("tensorrt", bundle)
     assert finding in str(caught.value)
     (listed,) = engines_of(bundle.manifest)
-    assert f"Run: {build_command(bundle.path, listed.identity)}" in str(caught.value)
+    sized = "gpu" not in changed  # another GPU has other memory
+    assert str(caught.value).endswith(f"Run: {build_command(bundle.path, listed.identity, sized)}")
 
 
 @pytest.mark.usefixtures("here")
@@ -134,7 +135,17 @@ def test_an_rtx_engine_for_other_gpus_is_refused_before_it_is_loaded(tiny_bundle
     bundle = listing(tiny_bundle, tmp_path, replace(RTX, targets=("8.9", "12.0")))
     found = probe("rtx", bundle)
     assert "built for compute capability 8.9, 12.0, here is RTX A4000 (compute capability 8.6)" in str(found.problem)
-    assert found.remedy == f"Run: {build_command(bundle.path, replace(RTX, targets=('8.6',)))}"
+    assert found.remedy == f"Run: {build_command(bundle.path, replace(RTX, targets=('8.6',)), sized=False)}"
+    assert "--workspace" not in found.remedy
+
+
+@pytest.mark.usefixtures("here")
+def test_a_precision_that_does_not_run_here_is_told_beside_one_that_does(tiny_bundle: Path, tmp_path: Path) -> None:
+    old = replace(FP32, precision="fp16", version="10.13.0.35")
+    bundle = listing(tiny_bundle, tmp_path, old, replace(FP32, version="10.13.0.35"), FP32)
+    left_out = engine_choice.left_out("tensorrt", bundle)
+    assert list(left_out) == ["fp16"]
+    assert "built with tensorrt 10.13.0.35, here is 11.4.0.106. Run: lesionrt engine build" in left_out["fp16"]
 
 
 @pytest.mark.usefixtures("here")

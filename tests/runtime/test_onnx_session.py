@@ -77,7 +77,7 @@ def test_files_that_another_distribution_took_along_are_missed(monkeypatch: pyte
 def test_of_several_gpus_none_is_named_as_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for names, device in ((("A", "A"), "A"), (("B", "A"), "CUDA device 0 of A, B"), ((), "NVIDIA GPU")):
         monkeypatch.setattr(onnx_cuda, "gpus", lambda names=names: names)
-        assert onnx_cuda._device() == device
+        assert onnx_cuda.device() == device
 
 
 def test_a_gpu_that_does_not_start_is_no_fault_of_the_bundle(
