@@ -164,7 +164,6 @@ def _build(
     wide = [] if ranges is None else ranges["in_float32"]
     in_float32 = {precision: parts_in_float32(network, precision, wide) for precision in precisions}
     graphs = _write_graphs(network, checkpoint_sha256, folder, in_float32, say)
-    streams = _write_streams(network, checkpoint_sha256, folder, graphs, say)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -184,7 +183,7 @@ def _build(
         "versions": {name: version(name) for name in ("lesionrt", "torch", "onnx", "onnxscript", "numpy")},
         "attention_products": ranges,
         "in_float32": in_float32,
-        "files": {name: _entry(folder / name) for name in (*graphs.values(), *streams.values(), REFERENCE)},
+        "files": {name: _entry(folder / name) for name in (*graphs.values(), REFERENCE)},
     }
     references = [
         Reference(stack, lesion, checkpoint_sha256, "x".join(map(str, stack.shape[2:])))
@@ -195,17 +194,23 @@ def _build(
     for precision in precisions:
         say(f"parity, {precision}")
         rows += _prove(folder, precision, tolerances[precision], references)
-    for kind, name in streams.items():
+    _check_findings(rows)  # before more graphs are made
+    for kind, name in _write_streams(network, checkpoint_sha256, folder, graphs, say).items():
         say(f"parity, {name}")
-        manifest[kind] = {STREAMED: name}
         rows += _prove_stream(folder, STREAMED, name, tolerances[STREAMED], references)
+        manifest[kind] = {STREAMED: name}
+        manifest["files"][name] = _entry(folder / name)
+    _check_findings(rows)
+    _write_manifest({**manifest, "parity": rows}, folder)
+    return rows
+
+
+def _check_findings(rows: Sequence[dict[str, Any]]) -> None:
     failed = [row for row in rows if row["findings"]]
     if failed:
         raise ParityError(
             "the exported graph does not agree with PyTorch; no bundle was written\n" + "\n".join(report_lines(failed))
         )
-    _write_manifest({**manifest, "parity": rows}, folder)
-    return rows
 
 
 def _write_graphs(

@@ -1,6 +1,7 @@
 """The network against the authors' test vectors, and its three forwards against each other."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,20 @@ def test_the_defaults_are_the_full_network_read_out_after_the_last_slice() -> No
 @pytest.mark.parametrize(("readout", "attention", "convlstm"), GOLDEN)
 def test_all_forwards_give_the_authors_numbers(shared: Path, readout: str, attention: bool, convlstm: bool) -> None:
     golden = np.load(shared / "reference" / "official_golden.npz")
+    filled = official_network(shared, attention, convlstm)
+    network = Network(NetworkConfig(attention=attention, convlstm=convlstm, readout=readout)).eval()  # type: ignore[arg-type]
+    network.load_state_dict(filled.state_dict())
+    slices = torch.from_numpy(golden["slices"])[:, None]
+    expected = golden[f"{readout},sa={int(attention)},lstm={int(convlstm)}"]
+    with torch.inference_mode():
+        np.testing.assert_allclose(network(windows_of(slices)).numpy(), expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(network.forward_stack(slices).numpy(), expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(streamed(network, slices, (4, 2)).numpy(), expected, rtol=0, atol=1e-4)
+
+
+@cache
+def official_network(shared: Path, attention: bool, convlstm: bool) -> Network:
+    """Filled by the rule, through the import of the authors' checkpoints."""
     spec = importlib.util.spec_from_file_location("official_weights", shared / "reference" / "official_weights.py")
     assert spec is not None
     assert spec.loader is not None
@@ -65,14 +80,7 @@ def test_all_forwards_give_the_authors_numbers(shared: Path, readout: str, atten
 
     filled = network_from_official({name: torch.from_numpy(np.asarray(v)) for name, v in state.items()}, "the rule")
     assert (filled.config.attention, filled.config.convlstm, filled.config.readout) == (attention, convlstm, "centre")
-    network = Network(NetworkConfig(attention=attention, convlstm=convlstm, readout=readout)).eval()  # type: ignore[arg-type]
-    network.load_state_dict(filled.state_dict())
-    slices = torch.from_numpy(golden["slices"])[:, None]
-    expected = golden[f"{readout},sa={int(attention)},lstm={int(convlstm)}"]
-    with torch.inference_mode():
-        np.testing.assert_allclose(network(windows_of(slices)).numpy(), expected, rtol=0, atol=1e-4)
-        np.testing.assert_allclose(network.forward_stack(slices).numpy(), expected, rtol=0, atol=1e-4)
-        np.testing.assert_allclose(streamed(network, slices, (4, 2)).numpy(), expected, rtol=0, atol=1e-4)
+    return filled
 
 
 @pytest.mark.parametrize("readout", ["last", "centre"])

@@ -490,4 +490,4 @@ def test_processes_have_as_many_slabs_each(scans: list[Scan], tmp_path: Path) ->
     recipe = load_recipe("default", [*FAST, "slabs=4"])
     prepared = [load_scan(scan, recipe.preparation, recipe.network.size_multiple, tmp_path) for scan in scans[:1]]
     with pytest.raises(DatasetError, match="slabs is 4; expected a multiple of 3"):
-        _samples(recipe, prepared, [], [], 3)
+        _samples(recipe, prepared, [], [], 3, print)
