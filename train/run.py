@@ -169,8 +169,7 @@ class Run:
             num_workers=workers,
             worker_init_fn=ignore_signals,
         )
-        began, before, signum, outputs = time.perf_counter(), self.seconds, 0, 0
-        first = self.step
+        began, first, before, signum, outputs = time.perf_counter(), self.step, self.seconds, 0, 0
         with signals() as caught:
             if self._at_end(samples) and len(self.history) < -(-self.step // samples.epoch_batches):
                 # Killed while it validated: the state is of before.
@@ -181,10 +180,10 @@ class Run:
                     raise self._interrupted(samples, signum)
             for slices, lesions in loader:
                 loss = self._advance(objective, slices, lesions, samples.batches)
-                seconds = (time.perf_counter() - began) / (self.step - first)
+                elapsed = time.perf_counter() - began
                 outputs += len(lesions.flatten(0, 1)) * self.world
-                rate = outputs / (time.perf_counter() - began)
-                now = Progress(self.step, samples.batches, loss, rate, seconds * (samples.batches - self.step))
+                left = elapsed / (self.step - first) * (samples.batches - self.step)
+                now = Progress(self.step, samples.batches, loss, outputs / elapsed, left)
                 progress(now)
                 end = self._at_end(samples)
                 self.seconds = before + time.perf_counter() - began
