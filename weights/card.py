@@ -40,16 +40,13 @@ def figures(held_out: dict[str, Any], everyone: dict[str, Any]) -> dict[str, dic
 
 def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any]) -> str:
     """How the model was made, with what the runs' descriptions say in place of the names in braces."""
+    if held_out["recipe"] != everyone["recipe"]:
+        raise SystemExit("the two runs are of different recipes: the first one's figures say nothing about the second")
     unseen = everyone["train"].keys() - held_out["train"].keys()
-    runs = {"held": held_out["recipe"], "all": everyone["recipe"]}
     return text.format(
         device={"cpu": "CPU cores"}.get(everyone["where"]["device"], "a GPU"),
         held_out=" and ".join(sorted({name.rpartition("_")[0] for name in unseen})),
-        **{
-            f"{run}_{key}": values[key]
-            for run, values in runs.items()
-            for key in ("steps", "slabs", "slab_slices", "size", "lesion_centred")
-        },
+        **{key: everyone["recipe"][key] for key in ("steps", "slabs", "slab_slices", "size")},
         held_minutes=round(held_out["seconds"] / 60),
         all_minutes=round(everyone["seconds"] / 60),
     )

@@ -18,17 +18,23 @@ def script() -> ModuleType:
     return module
 
 
-def run(steps: int, scans: str, device: str = "cpu", **recipe: float) -> dict[str, object]:
-    values = {"steps": steps, "slabs": 4, "slab_slices": 3, "size": 96, "lesion_centred": 0.2, **recipe}
-    where = {"device": device}
-    return {"recipe": values, "train": dict.fromkeys(scans.split()), "where": where, "seconds": 60.0 * steps}
+def run(scans: str, device: str = "cpu", steps: int = 8) -> dict[str, object]:
+    recipe = {"steps": steps, "slabs": 4, "slab_slices": 3, "size": 96}
+    return {
+        "recipe": recipe,
+        "train": dict.fromkeys(scans.split()),
+        "where": {"device": device},
+        "seconds": 60.0 * len(scans),
+    }
 
 
 def test_the_recipes_numbers_are_those_of_the_runs() -> None:
-    text = "{held_steps}, {all_steps} steps; {all_lesion_centred} of {held_size}; without {held_out}; {device}, {held_minutes} and {all_minutes} minutes"
-    held_out, everyone = run(8, "a_1"), run(9, "a_1 b_1 b_2", lesion_centred=0.4)
-    assert script().recipe(text, held_out, everyone) == "8, 9 steps; 0.4 of 96; without b; CPU cores, 8 and 9 minutes"
-    assert script().recipe("{device}", held_out, run(9, "a_1", "cuda")) == "a GPU"
+    text = "{steps} steps of {slabs}x{slab_slices}x{size}; without {held_out}; {device}, {held_minutes} and {all_minutes} minutes"
+    held_out, everyone = run("a_1"), run("a_1 b_1 b_2")
+    assert script().recipe(text, held_out, everyone) == "8 steps of 4x3x96; without b; CPU cores, 3 and 11 minutes"
+    assert script().recipe("{device}", held_out, run("a_1", "cuda")) == "a GPU"
+    with pytest.raises(SystemExit, match="different recipes"):
+        script().recipe(text, held_out, run("a_1 b_1", steps=9))
 
 
 def test_figures_of_unseen_people_stand_apart_and_in_the_tables() -> None:
