@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from lesionrt.benchmarks.entry import run
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.machine import describe
-from lesionrt.runtime.backends.openvino_cpu import BEFORE, OpenvinoBackend
+from lesionrt.runtime.backends.openvino_cpu import BEFORE, OpenvinoBackend, load
 from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle, load_bundle
 from lesionrt.runtime.cli.options import check_new
 from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
@@ -62,8 +62,7 @@ def slab(bundle: Bundle, flair: Path, count: int) -> Array:
 
 def samples(model: Any, stacks: list[Array]) -> list[list[Feed]]:
     """What the graph is fed with of each stack, piece after piece, its state included."""
-    import openvino
-
+    openvino = load()
     request = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     names = [value.any_name for value in model.inputs[1:]]
     channels = [value.partial_shape[1].get_length() for value in model.inputs[1:]]
@@ -90,8 +89,7 @@ class Agreement:
     """Least Dice of a graph's masks with float32's over the volumes whose samples NNCF's search asks for: all, some or one."""
 
     def __init__(self, model: Any, volumes: list[list[Feed]], threshold: float) -> None:
-        import openvino
-
+        openvino = load()
         compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         self._threshold = threshold
         self._volumes = volumes  # kept, so that no other sample can be taken for one of them
@@ -147,8 +145,7 @@ def command(
     check_new(out, force=True)  # before minutes of calibration
     if find_spec("nncf") is None or find_spec("openvino") is None:
         raise UnavailableError("NNCF or OpenVINO is not installed. Run: pip install nncf openvino")
-    import openvino
-
+    openvino = load()
     if len({path.parts[-3:] for path in flair}) < len(flair):
         raise UsageError(
             "two volumes have the same name in folders of the same names; their figures could not be told apart"

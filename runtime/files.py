@@ -39,12 +39,12 @@ def write_atomically(files: Mapping[Path, bytes], replaced: Collection[Path] = (
     OutputError
         If a file cannot be written; none is then left half-written.
     """
-    for target in (*files, *replaced):
-        if target.is_dir():
-            raise OutputError(f"{target}: cannot be written, it is a folder")
     partial: dict[Path, Path] = {}
     left: list[tuple[Path, Path | None]] = []  # to be removed, or replaced by what is written
     try:
+        for target in (*files, *replaced):
+            if target.is_dir():
+                raise OutputError(f"{target}: cannot be written, it is a folder")
         for target, content in files.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             partial[target] = beside(target)

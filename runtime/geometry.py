@@ -51,6 +51,12 @@ class ModelGrid:
         return np.ascontiguousarray(apply_orientation(stack, ornt_transform(self._model, orientation(self.affine))))
 
     @property
+    def shift_mm(self) -> NDArray[np.float64]:
+        """How far behind the volume's first voxel the model's lies along the model's axes: they share their centre."""
+        ends = zip(self._oriented_shape, self._spacings, self.model_shape, strict=True)
+        return np.array([((old - 1) * size - (new - 1) * self.spacing_mm) / 2 for old, size, new in ends])
+
+    @property
     def resamples(self) -> bool:
         """Whether any axis is interpolated."""
         return any(spacing != self.spacing_mm for spacing in self._spacings)

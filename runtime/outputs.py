@@ -32,6 +32,7 @@ _BIDS = {
     "mask": "_desc-lesions_mask.nii.gz",
 }
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[0-9A-Za-z]+(_[a-z]+-[0-9A-Za-z+]+)*)_(?P<suffix>[0-9A-Za-z]+)")
+ALWAYS = ("mask", "table", "report")  # of the kinds
 # A real mask of 7 MB: 23 ms and 34 KB at level 1, 39 ms and 9.0 KB at 6, 48 ms and 8.5 KB at 9
 # (benchmarks/results/changes-2-core-epyc.json).
 GZIP_LEVEL = 6
@@ -161,7 +162,9 @@ def _is_other_contrast(path: Path) -> bool:
 
 
 def _is_own(path: Path) -> bool:
-    """Named as our output, and beside its report or the volume that it was made from."""
+    """Named as our output, and beside its report or the volume that it was made from; or as a phantom's mask."""
+    if path.name.endswith("_mask.nii.gz") and path.with_name(path.name.replace("_mask.", "_flair.")).exists():
+        return True
     for endings in (_BIDS, _PLAIN):
         for kind in ("mask", "probability"):
             if path.name.endswith(endings[kind]):
@@ -186,16 +189,26 @@ def targets_of(place: Path) -> dict[str, Path]:
     return {kind: place.with_name(stem + ending) for kind, ending in _PLAIN.items()}
 
 
-def check_free(job: Job) -> None:
-    """Refuse to overwrite results.
+def check_free(job: Job, force: bool = False) -> None:
+    """Refuse to overwrite results without `force`, and names that are too long for the file system.
 
     Raises
     ------
     OutputError
-        Naming the first output that exists.
+        Naming the first output that exists or cannot be looked at.
     """
-    for target in job.targets.values():
-        if os.path.lexists(target):  # a link to content that is not fetched is a result too
+    for kind, target in job.targets.items():
+        try:
+            target.lstat()  # a link to content that is not fetched is a result too
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if kind in ALWAYS:
+                raise OutputError(
+                    f"{job.flair}: {target} cannot be written ({error.strerror}); give a shorter name, or another folder"
+                ) from error
+            continue
+        if not force:
             raise OutputError(f"{job.flair}: {target} exists already; give --force to overwrite, or another folder")
 
 
@@ -226,9 +239,8 @@ def write_results(
     content["report"] = (json.dumps(result.report, indent=2) + "\n").encode()  # last: where it is, all is
     if not force:
         check_free(job)  # again: another run may have written while this one computed
-    write_atomically(
-        {job.targets[kind]: data for kind, data in content.items()}, list(job.targets.values()) if force else ()
-    )
+    earlier = [path for path in job.targets.values() if os.path.lexists(path)] if force else []
+    write_atomically({job.targets[kind]: data for kind, data in content.items()}, earlier)
     return {kind: job.targets[kind] for kind in content}
 
 

@@ -218,7 +218,10 @@ def read_brain_mask(source: Path | nib.Nifti1Image, flair: Volume) -> Volume:
     VolumeError
         If it cannot be read, lies on another grid, or is empty.
     """
-    mask = read_volume(source)
+    try:
+        mask = read_volume(source)
+    except VolumeError as error:
+        raise VolumeError(f"brain mask {error}") from error
     problem = other_grid(mask, flair)
     if problem is not None:
         raise VolumeError(f"brain mask {problem}")

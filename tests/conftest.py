@@ -45,6 +45,7 @@ def run() -> Run:
 
 def pytest_configure() -> None:
     """Each of several test processes keeps to its own cores, and so does what it starts: their threads would wait for each other."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import ONNX Runtime themselves
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if worker and hasattr(os, "sched_setaffinity"):
         mine = sorted(os.sched_getaffinity(0))[int(worker) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]

@@ -89,7 +89,7 @@ def read_lesions(path: Path, preparation: Preparation) -> Lesions:
 
 
 def lesions_of(scan: PreparedScan) -> Lesions:
-    """A training scan's lesions, to be painted into the others."""
+    """A training scan's lesions, to be painted elsewhere, into the same scan too."""
     return Lesions(scan.lesions, scan.start_mm)
 
 
@@ -135,7 +135,7 @@ def cut(
     augmentation
         What is varied.
     donors
-        Lesions of other patients to paint into it.
+        Lesions to paint into it, its own among them.
     rng
         Decides everything: the same state gives the same slab.
     """

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.errors import DatasetError
 from lesionrt.runtime.files import sha256, write_atomically
+from lesionrt.runtime.geometry import ModelGrid
 from lesionrt.runtime.prepare import Preparation
 from lesionrt.runtime.volume import Volume, corners_mm
 from lesionrt.train.dataset import Scan, prepare_pair
 
 _ARRAYS = ("slices", "brain", "lesions", "start_mm")
 USUAL_LESION_Z = 2.5
-VERSION = 3  # of what is prepared, which scans are refused, and how it is stored: raise it when one of them changes
+VERSION = 4  # of what is prepared, which scans are refused, and how it is stored: raise it when one of them changes
 
 
 @dataclass(frozen=True)
@@ -120,4 +121,6 @@ def start_mm(volume: Volume, preparation: Preparation) -> NDArray[np.float64]:
     signs = [1 if letter in "RAS" else -1 for letter in preparation.axes]
     worlds = ["RL", "PA", "IS"]
     rows = [next(i for i, pair in enumerate(worlds) if letter in pair) for letter in preparation.axes]
-    return np.array([(sign * corners[row]).min() for sign, row in zip(signs, rows, strict=True)])
+    first = np.array([(sign * corners[row]).min() for sign, row in zip(signs, rows, strict=True)])
+    grid = ModelGrid(volume.shape, volume.affine, preparation.axes, preparation.spacing_mm)
+    return first + grid.shift_mm

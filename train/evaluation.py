@@ -52,7 +52,9 @@ FIELD = (
     "volume_difference_ml",
     "relative_volume_difference",
 )
-TRAINED_ON = "the model was trained on a patient named"  # what a scan's warning begins with
+# What a scan's warning begins with where its patient's name stands among those that the model owes something to.
+TRAINED_ON = "the model was trained on a patient named"
+CHOSEN_ON = "the model's epoch was chosen on a patient named"
 Say = Callable[[str], None]
 
 
@@ -249,19 +251,22 @@ def plain(value: Any) -> Any:
     return value
 
 
-def trained_on(training_data: str, patient: str) -> bool:
-    """Whether a model's training data names a patient, or scans ``patient_time`` of one whose name begins so.
+def known_from(training_data: str, patient: str) -> str | None:
+    """What a model's training data tells of a patient, by name or by scans ``patient_time``: one of the warnings above.
 
     >>> told = "p1_1, p1_2019_06; epoch chosen on p3_1; donor masks: 27; started from m, trained on p2_1"
-    >>> [trained_on(told, patient) for patient in ("p1", "p2", "p3", "p")]
+    >>> [known_from(told, patient) == TRAINED_ON for patient in ("p1", "p2", "p3", "p")]
     [True, True, False, False]
-    >>> trained_on("p07 and p19 of LIT, P14 at three times", "P14")
+    >>> known_from(told, "p3") == CHOSEN_ON
+    True
+    >>> known_from("p07 and p19 of LIT, P14 at three times", "P14") == TRAINED_ON
     True
     """
     first, *more = training_data.split(";")
-    told = [first, *(part.partition("trained on ")[2] for part in more)]
     named = re.compile(rf"(?:^|[\s,]){re.escape(patient)}(?:_|[\s,]|$)")
-    return any(named.search(part) for part in told)
+    if any(named.search(part) for part in (first, *(part.partition("trained on ")[2] for part in more))):
+        return TRAINED_ON
+    return CHOSEN_ON if any(named.search(part.partition("chosen on ")[2]) for part in more) else None
 
 
 def evaluate(dataset: Path, scans: Sequence[Scan], predictor: Predictor, say: Say = lambda _: None) -> Evaluation:
@@ -287,8 +292,9 @@ def evaluate(dataset: Path, scans: Sequence[Scan], predictor: Predictor, say: Sa
     told = predictor.description.get("model", {}).get("training_data", "")
     for number, scan in enumerate(scans, 1):
         found = evaluate_scan(scan, predictor)
-        if trained_on(told, scan.patient):
-            text = f"{TRAINED_ON} {scan.patient}: this is no figure of a new patient"
+        known = known_from(told, scan.patient)
+        if known is not None:
+            text = f"{known} {scan.patient}: of the same person, this is no figure of a new patient"
             found = replace(found, warnings=(*found.warnings, text))
         say(
             f"{number}/{len(scans)} {scan.name}: Dice {found.in_volume.dice:.4f}, lesion F1 {found.lesions.f1:.4f}, "

@@ -34,7 +34,7 @@ def history_csv(rows: Rows) -> bytes:
 
 
 def draw_history(rows: Rows) -> bytes:
-    """Dice and loss over the epochs, training and validation, as a PNG."""
+    """Dice and loss over the epochs, training and validation, as a PNG; a line marks the best validation Dice."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
@@ -43,6 +43,9 @@ def draw_history(rows: Rows) -> bytes:
         axes.plot(epochs, [row[name] for row in rows], marker=".", label="training")
         if any(f"validation_{name}" in row for row in rows):
             axes.plot(epochs, [row[f"validation_{name}"] for row in rows], marker=".", label="validation")
+        if any("validation_dice" in row for row in rows):
+            best = max(rows, key=lambda row: row.get("validation_dice", -1.0))
+            axes.axvline(best["epoch"], color="tab:green", linewidth=1, label="best validation Dice")
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a training, in a TOML file."""
+"""Recipes: what decides a training, in a TOML file."""
 
 import math
 import tomllib
@@ -78,7 +78,7 @@ class Recipe:
                 raise DatasetError(f"recipe: {name} is {getattr(self, name)}; expected at least {least}")
         if self.seed > LARGEST_SEED:
             raise DatasetError(f"recipe: seed is {self.seed}; expected at most {LARGEST_SEED}")
-        if self.size % self.network.size_multiple:
+        if self.sampling == "slabs" and self.size % self.network.size_multiple:
             raise DatasetError(
                 f"recipe: size is {self.size}; expected a multiple of {self.network.size_multiple}, as the network has {self.network.levels} levels"
             )
@@ -138,6 +138,20 @@ def check_batch(recipe: Recipe, slabs: int) -> None:
         )
 
 
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Of a step: a linear warm-up, then constant or half a cosine down to 0.
+
+    >>> [round(learning_rate(Recipe(warm_up=2, learning_rate=0.1), step, 6), 4) for step in range(6)]
+    [0.05, 0.1, 0.1, 0.0854, 0.05, 0.0146]
+    """
+    if step < recipe.warm_up:
+        return recipe.learning_rate * (step + 1) / recipe.warm_up
+    if recipe.decay == "none":
+        return recipe.learning_rate
+    done = (step - recipe.warm_up) / max(1, steps - recipe.warm_up)
+    return recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """A recipe by its name or from a TOML file, with some values changed.
 
@@ -166,10 +180,13 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         raise DatasetError(
             f"recipe {name}: cannot be read ({error}); expected {', '.join(NAMES)} or a TOML file"
         ) from error
+    packaged = (
+        dict(values) if name in NAMES else {}
+    )  # what a packaged recipe says of its own way of sampling misleads nobody
     for setting in settings:
         _set(values, setting)
     recipe = recipe_of(values, f"recipe {name}")
-    idle = [key for key in _UNREAD[recipe.sampling] if key in values]
+    idle = [key for key in _UNREAD[recipe.sampling] if key in values and values[key] != packaged.get(key)]
     if idle:
         raise DatasetError(
             f"recipe {name}: with sampling {recipe.sampling} nothing reads {', '.join(idle)}; leave it out"

@@ -28,18 +28,18 @@ from lesionrt.runtime.processor import fast_bfloat16
 from lesionrt.train.cache import PreparedScan
 from lesionrt.train.checkpoint import Checkpoint, read_torch_file, save_checkpoint
 from lesionrt.train.history import draw_history, history_csv
-from lesionrt.train.loss import Objective, loss_of
+from lesionrt.train.loss import Objective
 from lesionrt.train.model import Network
 from lesionrt.train.processes import enough_memory, ignore_signals, signals
-from lesionrt.train.recipe import Recipe
+from lesionrt.train.recipe import Recipe, learning_rate
 from lesionrt.train.samples import Batches, Slabs, Windows
+from lesionrt.train.validation import dice_of, validate
 from lesionrt.train.weights import initialise, norms, round_weights
 
 FORMAT = "lesionrt training state"
 VERSION = 3
 CHECKPOINT, STATE, BEST = "checkpoint.pt", "state.pt", "best.pt"
 RUN, HISTORY, PICTURE = "run.json", "history.csv", "history.png"
-VALIDATION_SLICES = 8  # at a time
 LARGEST_GRADIENT = 1.0  # norm; one wild batch must not throw the network off
 Say = Callable[[str], None]
 
@@ -87,6 +87,13 @@ class Run:
         self.totals = _no_totals()
 
     @property
+    def precision(self) -> str:
+        """In which the network computes here."""
+        if self.recipe.precision != "auto":
+            return self.recipe.precision
+        return "bfloat16" if has_bfloat16(self.device) else "float32"
+
+    @property
     def result(self) -> Network:
         """The network that is validated and kept."""
         return self.network if self.average is None else self.average.module  # type: ignore[return-value]
@@ -97,9 +104,11 @@ class Run:
         validation: dict[str, list[str]],
         donors: dict[str, str],
         start: str | None,
+        name: str | None,
         resume: bool,
-    ) -> None:
-        """Write what this run is, its files by their sha256; on resuming, compare."""
+        say: Say,
+    ) -> str:
+        """Write what this run is, its files by their sha256; on resuming, compare. The model's name."""
         content = {
             "recipe": self.recipe.as_dict(),
             "train": train,
@@ -108,6 +117,7 @@ class Run:
             "start": start,
         }
         path = self.out / RUN
+        folder = self.out.resolve().name
         if resume:
             try:
                 stored = json.loads(path.read_text(encoding="utf-8"))
@@ -125,11 +135,21 @@ class Run:
                 raise DatasetError(
                     f"{path}: the run to resume has another {', '.join(changed)}; give what it was started with, or another folder"
                 )
-        elif self.rank == 0:
+            before = stored.get("where", {}).get("precision", self.precision)
+            if before != self.precision:
+                say(f"note: the run began in {before} and goes on in {self.precision}, which this device is faster in")
+            return name or stored.get("name", folder)
+        if self.rank == 0:
             versions = {name: version(name) for name in ("lesionrt", "torch", "numpy")}
-            where = {"device": str(self.device), "machine": platform.machine(), "processes": self.world}
-            text = json.dumps({**content, "versions": versions, "where": where}, indent=2)
+            where = {
+                "device": str(self.device),
+                "machine": platform.machine(),
+                "processes": self.world,
+                "precision": self.precision,
+            }
+            text = json.dumps({**content, "name": name or folder, "versions": versions, "where": where}, indent=2)
             write_atomically({path: f"{text}\n".encode()})
+        return name or folder
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Take another network's weights; its dropout may differ, and a bundle's takes grey once instead of repeated."""
@@ -225,8 +245,8 @@ class Run:
             renormalised = 1
         if not (math.isfinite(value) and math.isfinite(norm)):  # the gradient is shared: every process stops here
             raise DatasetError(
-                f"the loss is {value} and its gradient's norm {norm} at step {self.step + 1} of {steps}; no weights were changed by it "
-                f"and {self.out / STATE} is as it was. Try a lower learning rate in another folder, or look at the scans with "
+                f"the loss is {value} and its gradient's norm {norm} at step {self.step + 1} of {steps}; no weights and no file "
+                f"in {self.out} were changed by it. Try a lower learning rate in another folder, or look at the scans with "
                 "`lesionrt data check`"
             )
         self.optimiser.step()
@@ -269,13 +289,13 @@ class Run:
             "step": float(self.step),
             "learning_rate": self.optimiser.param_groups[0]["lr"],
             "loss": float(totals[0] / totals[1]),
-            "dice": _dice(totals[2:5]),
+            "dice": dice_of(totals[2:5]),
             "renormalised": float(totals[5] / self.world),
             "slices_per_second": now.slices_per_second,
             "seconds": self.seconds,
         }
         if validation:
-            row |= self._validate(validation)
+            row |= validate(self.result, validation, self.recipe, self.device, self._autocast())
         best = max((old.get("validation_dice", -1.0) for old in self.history), default=-1.0)
         self.history.append(row)
         self.totals = _no_totals()
@@ -296,36 +316,8 @@ class Run:
             {self.out / HISTORY: history_csv(self.history), self.out / PICTURE: draw_history(self.history)}
         )
 
-    def _validate(self, scans: Sequence[PreparedScan]) -> dict[str, float]:
-        """Loss and Dice over the validation scans: whole volumes for slabs, slices with lesions for windows (the paper's way)."""
-        network = self.result.eval()
-        totals, losses = torch.zeros(3, dtype=torch.float64), []
-        with torch.inference_mode(), self._autocast():
-            for scan in scans:
-                centres = torch.arange(1, len(scan.slices) - 1)
-                if self.recipe.sampling == "windows":
-                    centres = torch.from_numpy(scan.lesion_slices)
-                if not len(centres):  # of which split() would give one empty part
-                    continue
-                stack, lesions = torch.from_numpy(scan.slices).float(), torch.from_numpy(scan.lesions).float()
-                for part in centres.split(VALIDATION_SLICES):
-                    if self.recipe.sampling == "windows":
-                        windows = torch.stack([stack[part - 1], stack[part], stack[part + 1]], 1)
-                        logits = network.window_logits(windows.to(self.device))
-                    else:
-                        logits = network.stack_logits(stack[part[0] - 1 : part[-1] + 2, None].to(self.device))
-                    target = lesions[part].to(self.device)
-                    brain = torch.from_numpy(scan.brain)[part].to(self.device)  # outside it nothing is lesion
-                    found = (logits[:, 1] > logits[:, 0]) & brain
-                    totals += torch.tensor([(found * target).sum(), found.sum(), target.sum()], dtype=torch.float64)
-                    smoothing, weight = self.recipe.dice_smoothing, self.recipe.cross_entropy
-                    losses.append(float(loss_of(logits, target, smoothing, weight, whole=True)))
-        loss = sum(losses) / len(losses) if losses else math.nan  # windows, and no lesion in any of the scans
-        return {"validation_loss": loss, "validation_dice": _dice(totals)}
-
     def _autocast(self) -> AbstractContextManager[Any]:
-        half = self.recipe.precision == "bfloat16" or (self.recipe.precision == "auto" and has_bfloat16(self.device))
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _agreed(self, caught: list[int]) -> int:
         """The signal that any process got, 0 for none."""
@@ -389,31 +381,11 @@ class Run:
         return path
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Of a step: a linear warm-up, then constant or half a cosine down to 0.
-
-    >>> [round(learning_rate(Recipe(warm_up=2, learning_rate=0.1), step, 6), 4) for step in range(6)]
-    [0.05, 0.1, 0.1, 0.0854, 0.05, 0.0146]
-    """
-    if step < recipe.warm_up:
-        return recipe.learning_rate * (step + 1) / recipe.warm_up
-    if recipe.decay == "none":
-        return recipe.learning_rate
-    done = (step - recipe.warm_up) / max(1, steps - recipe.warm_up)
-    return recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2
-
-
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return fast_bfloat16() and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _dice(counts: Tensor) -> float:
-    """Of overlap, found and true voxels; 1 where there is neither."""
-    overlap, found, true = counts.tolist()
-    return 2 * overlap / (found + true) if found + true else 1.0
 
 
 def _no_totals() -> Tensor:

@@ -93,6 +93,7 @@ class Batches:
         for step in range(self._start, self._samples.batches):
             batch = self._samples.batch(step)
             # Shards of one size, so that the mean of their gradients is the batch's; only the last windows of an epoch, which may
-            # be fewer, repeat some for it.
-            missing = -len(batch) % self._world
-            yield [*batch, *(batch * self._world)[:missing]][self._rank :: self._world]
+            # be fewer, repeat some for it. Neighbours in the batch stay together: they are of several patients.
+            batch += (batch * self._world)[: -len(batch) % self._world]
+            share = len(batch) // self._world
+            yield batch[self._rank * share : (self._rank + 1) * share]

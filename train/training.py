@@ -55,7 +55,7 @@ def train(
     start
         A checkpoint whose weights to start from.
     name
-        Of the model; None for the folder's name.
+        Of the model; None for the one that the run began with, or the folder's.
     cache
         Folder of prepared scans; None for ``cache`` beside the run.
     left_out
@@ -135,6 +135,11 @@ def train(
         samples = _samples(recipe, scans, donors, [*validation_scans, *left_out], world, say)
         if isinstance(samples, Slabs) and device.type == "cpu":  # on GPUs the norms learn from all processes' slabs
             check_batch(recipe, recipe.slabs // world)
+            if 1 == recipe.slabs // world < recipe.slabs:
+                say(
+                    "note: each process has one slab a step, and on CPUs its norms see nothing else: the batch statistics of one "
+                    "scan do not train well; raise slabs"
+                )
         if rank == 0 and (out.is_dir() or not resume):
             _make_folder(out)
             alone.enter_context(locked(out, wait=False))
@@ -142,12 +147,14 @@ def train(
             for left in out.glob(PARTIAL.format("*")) if resume else ():  # the run was killed while it wrote
                 if left.is_file():
                     left.unlink(missing_ok=True)
-        run.describe(
+        named = run.describe(
             {scan.name: contents(scan) for scan in train_scans},
             {scan.name: contents(scan) for scan in validation_scans},
             {path.name: sha256(path) for path in donors},
             None if start is None else sha256(start),
+            name,
             resume,
+            say,
         )
         if resume:
             run.load_state()
@@ -160,7 +167,7 @@ def train(
         if initial is not None:
             learned += f"; started from {initial.model.name}, trained on {initial.model.training_data}"
         info = ModelInfo(
-            name=name or out.resolve().name,
+            name=named,
             version="1",
             trained=True,
             description=f"{recipe.sampling}, {samples.batches} steps",

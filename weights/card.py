@@ -52,6 +52,15 @@ def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any]) -> str
     )
 
 
+def limits(text: str, everyone: dict[str, Any]) -> str:
+    """What the model gets wrong, in per cent of what it finds in a scan: `{p07_1_wrong_voxels}`, `{p07_1_wrong_lesions}`."""
+    wrong = {}
+    for scan in everyone["scans"]:
+        wrong[f"{scan['name']}_wrong_voxels"] = f"{100 * (1 - scan['whole_volume']['ppv']):.0f} %"
+        wrong[f"{scan['name']}_wrong_lesions"] = f"{100 * scan['field']['lesion_false_positive_rate']:.0f} %"
+    return text.format(**wrong)
+
+
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The figures as a table in Markdown."""
     lines = [
@@ -103,6 +112,7 @@ def main(held_out: Path, everyone: Path, bundle: Path, readme: Path) -> None:
     runs = [{**json.loads((folder / "run.json").read_text()), "seconds": seconds(folder)} for folder in folders]
     found = [json.loads((folder / "evaluation" / "evaluation.json").read_text()) for folder in folders]
     manifest["card"]["recipe"] = recipe(manifest["card"]["recipe"], *runs)
+    manifest["card"]["limits"] = limits(manifest["card"]["limits"], found[1])
     manifest["card"]["figures"] = figures(*found)
     by = [f"{one['prediction']['backend']}, {one['prediction']['precision']}" for one in found]
     measured_with = by[1] if by[0] == by[1] else f"{by[1]}; held out: {by[0]}"

@@ -1,5 +1,6 @@
 """What the ONNX Runtime backends share: one session on one execution provider."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,19 +50,22 @@ def probe_library(name: str, device: str, extra: str) -> Probe:
 
 
 def load() -> Any:
-    """The ONNX Runtime module.
+    """The ONNX Runtime module, whose builds would tell their makers of the model and the machine over the network.
 
     Raises
     ------
     UnavailableError
         If it is installed and does not load.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
         raise UnavailableError(f"ONNX Runtime is installed but cannot be loaded ({_first_line(error)})") from error
     if not hasattr(onnxruntime, "InferenceSession"):  # as after one of its two distributions was removed
         raise UnavailableError("ONNX Runtime is installed but its Python files are not there")
+    if hasattr(onnxruntime, "disable_telemetry_events"):  # where a host program had imported it before
+        onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: in bfloat16 where the processor is faster in it."""
 
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -189,6 +190,14 @@ def _even_size(count: int, most: int) -> int:
     return -(-count // pieces)
 
 
+def load() -> Any:
+    """The OpenVINO module. Its import alone is told to its makers over the network, unless what tells them is not there."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 @cache
 def _core() -> Any:
     """OpenVINO's entry.
@@ -199,9 +208,7 @@ def _core() -> Any:
         If it is installed and does not load.
     """
     try:
-        from openvino import Core
-
-        return Core()
+        return load().Core()
     except (ImportError, OSError, RuntimeError) as error:
         raise UnavailableError(f"OpenVINO is installed but cannot be loaded ({_last_line(error)})") from error
 

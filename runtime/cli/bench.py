@@ -14,10 +14,14 @@ NAME = "bench"
 
 def command(
     model: Annotated[
-        Path | None, typer.Argument(help="A bundle's folder.", metavar="[MODEL]", show_default="the default model")
+        Path | None,
+        typer.Argument(
+            help="A bundle's folder.", metavar="[MODEL]", parser=given_path, show_default="the default model"
+        ),
     ] = None,
     flair: Annotated[
-        Path | None, typer.Argument(help="A FLAIR volume.", metavar="[FLAIR]", show_default="a phantom")
+        Path | None,
+        typer.Argument(help="A FLAIR volume.", metavar="[FLAIR]", parser=given_path, show_default="a phantom"),
     ] = None,
     *,
     out: Annotated[
@@ -27,6 +31,7 @@ def command(
         Path | None,
         typer.Option(
             help="The bundle's checkpoint (.pt), for the cases in PyTorch and as the truth.",
+            parser=given_path,
             show_default="restored from the bundle",
         ),
     ] = None,

@@ -8,25 +8,16 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import given_path, needs
+from lesionrt.runtime.cli.options import DatasetArgument, RecipeOption, SettingsOption, given_path, needs
 
 
 def command(
-    dataset: Annotated[
-        Path,
-        typer.Argument(
-            help="A CSV file with flair, mask, patient, time, or the ISBI 2015 folder.",
-            metavar="DATASET",
-            show_default=False,
-        ),
-    ],
+    dataset: DatasetArgument,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for all folds.", parser=given_path, show_default=False)
     ],
-    recipe: Annotated[str, typer.Option(help="default, paper, or a TOML file.")] = "default",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value of the recipe; may be repeated.", show_default=False)
-    ] = None,
+    recipe: RecipeOption = "default",
+    settings: SettingsOption = None,
     folds: Annotated[
         str, typer.Option(help="patients: each is the test once; paper: the paper's five of ISBI 2015.")
     ] = "patients",
@@ -35,7 +26,10 @@ def command(
     ] = None,
     ablation: Annotated[bool, typer.Option("--ablation", help="The four networks of the paper's Table 5.")] = False,
     evaluate_on: Annotated[
-        Path | None, typer.Option(help="Another data set, on which every fold's model is evaluated too (Table 4).")
+        Path | None,
+        typer.Option(
+            help="Another data set, on which every fold's model is evaluated too (Table 4).", parser=given_path
+        ),
     ] = None,
 ) -> None:
     """Train and evaluate every fold. The same command again continues where it stopped, and keeps what is finished."""

@@ -1,12 +1,10 @@
 """`lesionrt data`: its verbs look at data sets."""
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import JsonOption
+from lesionrt.runtime.cli.options import DatasetArgument, JsonOption
 
 group = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 
@@ -18,14 +16,7 @@ def _callback() -> None:
 
 @group.command()
 def check(
-    dataset: Annotated[
-        Path,
-        typer.Argument(
-            help="A CSV file with flair, mask, patient, time (and split), or the ISBI 2015 folder.",
-            metavar="DATASET",
-            show_default=False,
-        ),
-    ],
+    dataset: DatasetArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Report what to know before training; a scan that cannot be used is exit code 3."""

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import ForceOption, JsonOption, check_folder, check_new, given_path, needs
+from lesionrt.runtime.cli.options import (
+    DatasetArgument,
+    ForceOption,
+    JsonOption,
+    ThresholdOption,
+    check_folder,
+    check_new,
+    given_path,
+    needs,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -19,30 +28,26 @@ NAME = "evaluation"
 
 
 def command(
-    dataset: Annotated[
-        Path,
-        typer.Argument(
-            help="A CSV file with flair, mask, patient, time (and split), or the ISBI 2015 folder.",
-            metavar="DATASET",
-            show_default=False,
-        ),
-    ],
+    dataset: DatasetArgument,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for the results.", parser=given_path, show_default=False)
     ],
     masks: Annotated[
         Path | None,
-        typer.Option(help="Folder of masks: patient_time.nii.gz, or as `lesionrt segment` names them."),
+        typer.Option(
+            help="Folder of masks: patient_time.nii.gz, or as `lesionrt segment` names them.", parser=given_path
+        ),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="A bundle's folder or a checkpoint (.pt).", show_default="the default model"),
+        typer.Option(
+            help="A bundle's folder or a checkpoint (.pt).", parser=given_path, show_default="the default model"
+        ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="For a bundle: auto or one of `lesionrt doctor`.")] = "auto",
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="A voxel is lesion where its probability is over this.", show_default="the model's"),
-    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="For a bundle: auto or one of `lesionrt doctor`; for a checkpoint: pytorch.")
+    ] = "auto",
+    threshold: ThresholdOption = None,
     min_lesion_mm3: Annotated[float, typer.Option(help="Drop predicted lesions below this volume.", min=0)] = 0.0,
     split: Annotated[str | None, typer.Option(help="Only the scans of this split.", show_default="all")] = None,
     patient: Annotated[
@@ -59,7 +64,7 @@ def command(
     from lesionrt.runtime.files import write_atomically
     from lesionrt.train.dataset import read_dataset, select_split
     from lesionrt.train.dataset import select as select_patients
-    from lesionrt.train.evaluation import TRAINED_ON, evaluate
+    from lesionrt.train.evaluation import CHOSEN_ON, TRAINED_ON, evaluate
     from lesionrt.train.evaluation_page import evaluation_page
 
     if masks is not None and (model is not None or threshold is not None or min_lesion_mm3 or backend != "auto"):
@@ -76,10 +81,14 @@ def command(
     with _predictor(scans, masks, model, backend, threshold, min_lesion_mm3) as predictor:
         print(f"evaluating {predictor.description['what']}", file=sys.stderr)
         found = evaluate(dataset, scans, predictor, lambda line: print(line, file=sys.stderr))
-    known = {scan.scan.patient for scan in found.scans if any(text.startswith(TRAINED_ON) for text in scan.warnings)}
+    known = {
+        scan.scan.patient
+        for scan in found.scans
+        if any(text.startswith((TRAINED_ON, CHOSEN_ON)) for text in scan.warnings)
+    }
     if known:
         print(
-            f"note: the model was trained on patients named {', '.join(sorted(known))}; their figures count in the means",
+            f"note: the model was trained or chosen on patients named {', '.join(sorted(known))}; their figures count in the means",
             file=sys.stderr,
         )
     content = {"json": found.as_json(), "csv": found.as_csv(), "html": evaluation_page(found, table3)}

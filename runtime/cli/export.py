@@ -19,7 +19,9 @@ from lesionrt.runtime.cli.options import (
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to export.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The checkpoint to export.", parser=given_path, show_default=False)
+    ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The bundle's folder.", parser=given_path, show_default=False)
     ],
@@ -28,10 +30,16 @@ def command(
     ] = None,
     flair: Annotated[
         Path | None,
-        typer.Option("--input", help="FLAIR volume on which to look at fp16's range.", show_default="a phantom"),
+        typer.Option(
+            "--input",
+            help="FLAIR volume on which to look at fp16's range.",
+            parser=given_path,
+            show_default="a phantom",
+        ),
     ] = None,
     card: Annotated[
-        Path | None, typer.Option(help="Model card (TOML) to keep in the manifest.", show_default=False)
+        Path | None,
+        typer.Option(help="Model card (TOML) to keep in the manifest.", parser=given_path, show_default=False),
     ] = None,
     max_difference: MaxDifference = None,
     percentile_difference: PercentileDifference = None,

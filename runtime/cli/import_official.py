@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import CheckpointOut, ForceOption, check_new, needs
+from lesionrt.runtime.cli.options import CheckpointOut, ForceOption, check_new, given_path, needs
 
 
 def command(
-    weights: Annotated[Path, typer.Argument(help="A checkpoint of the paper's authors' code.", show_default=False)],
+    weights: Annotated[
+        Path, typer.Argument(help="A checkpoint of the paper's authors' code.", parser=given_path, show_default=False)
+    ],
     out: CheckpointOut,
     force: ForceOption = False,
 ) -> None:

@@ -26,6 +26,23 @@ def given_path(text: str) -> Path:
 BackendOption = Annotated[str, typer.Option(help="auto, tensorrt, rtx, cuda, openvino or cpu (see `lesionrt doctor`).")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else there.")]
+DatasetArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A CSV file with flair, mask, patient, time (and split), or the ISBI 2015 folder.",
+        metavar="DATASET",
+        parser=given_path,
+        show_default=False,
+    ),
+]
+RecipeOption = Annotated[str, typer.Option(help="default, paper, or a TOML file.")]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value of the recipe; may be repeated.", show_default=False)
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(help="A voxel is lesion where its probability is over this.", show_default="the model's"),
+]
 BundleArgument = Annotated[
     Path, typer.Argument(help="A bundle's folder.", metavar="BUNDLE", parser=given_path, show_default=False)
 ]

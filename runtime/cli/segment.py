@@ -1,6 +1,7 @@
 """`lesionrt segment`."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lesionrt.runtime.cli.options import BackendOption, ForceOption, JsonOption, check_folder, given_path
+from lesionrt.runtime.cli.options import (
+    BackendOption,
+    JsonOption,
+    ThresholdOption,
+    check_folder,
+    given_path,
+)
 
 if TYPE_CHECKING:
     from lesionrt.runtime.outputs import Job
@@ -37,10 +44,7 @@ def command(
         Path | None, typer.Option(help="A bundle's folder.", parser=given_path, show_default="the default model")
     ] = None,
     backend: BackendOption = "auto",
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="A voxel is lesion where its probability is over this.", show_default="the model's"),
-    ] = None,
+    threshold: ThresholdOption = None,
     min_lesion_mm3: Annotated[float, typer.Option(help="Drop lesions below this volume.")] = 0.0,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write the lesion probabilities too.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write a picture with the lesions drawn.")] = False,
@@ -50,7 +54,9 @@ def command(
     ] = None,
     chunk: Annotated[int | None, typer.Option(help="Slices computed at a time.", show_default="by memory")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU.", show_default="one a core")] = None,
-    force: ForceOption = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier run's results, those too that are not written now.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Segment lesions: mask, table and report for each volume, on the volume's own grid."""
@@ -63,7 +69,7 @@ def command(
     check_folder(out)
     plan = plan_jobs(flair, out, brain_mask)
     for path in plan.left_out:
-        print(f"left out, a result of lesionrt: {path}", file=sys.stderr)
+        print(f"left out, named as a result of lesionrt: {path}", file=sys.stderr)
     if plan.other_contrasts:
         count, example = len(plan.other_contrasts), plan.other_contrasts[0]
         print(f"left out, no FLAIR by their BIDS names: {count}, such as {example}", file=sys.stderr)
@@ -77,8 +83,7 @@ def command(
     bundle = load_bundle(model or DEFAULT_MODEL)
 
     def read(job: "Job") -> "Loaded":
-        if not force:
-            check_free(job)
+        check_free(job, force)
         return load_volume(bundle, job.flair, brain_mask)
 
     # The first volume is read and prepared while the network loads, each other one while that before it is computed.
@@ -98,7 +103,7 @@ def command(
                 try:
                     line = _segment(segmenter, job, loaded.result(), probabilities, overlay, force, as_json)
                 except (InputError, ParityError, UnavailableError, OSError, MemoryError) as error:
-                    line = {"input": str(job.flair), "error": str(error) or type(error).__name__}
+                    line = {"input": str(job.flair), "error": _named(job.flair, error)}
                     # A volume that cannot be computed, as for lack of memory, is as bad as one that cannot be read.
                     failures[job.flair] = (
                         error.exit_code if isinstance(error, DeviceError | ParityError) else InputError.exit_code
@@ -127,8 +132,20 @@ def _segment(
 
     with _progress(job.flair.name, as_json) as progress:
         result = segmenter.segment(loaded, progress)
+    earlier = [path for path in job.targets.values() if os.path.lexists(path)]
     written = write_results(result, job, probabilities, overlay, force)
+    for path in earlier:
+        if path not in written.values():
+            print(f"removed, of an earlier run: {path}", file=sys.stderr)
     return {**result.report, "outputs": {kind: str(path) for kind, path in written.items()}}
+
+
+def _named(flair: Path, error: Exception) -> str:
+    """What went wrong with a volume, which not every error names."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        text = f"not enough memory ({text}); end what else uses it, or give a smaller --chunk"
+    return text if str(flair) in text else f"{flair}: {text}"
 
 
 def _tell(line: dict[str, Any], as_json: bool, seconds: float = 0.0) -> None:

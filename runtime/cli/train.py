@@ -10,18 +10,14 @@ from typing import Annotated
 
 import typer
 
-from lesionrt.runtime.cli.options import check_folder, given_path, needs
+from lesionrt.runtime.cli.options import DatasetArgument, RecipeOption, SettingsOption, check_folder, given_path, needs
 
 
 def command(
-    dataset: Annotated[
-        Path, typer.Argument(help="CSV with flair, mask, patient, time; or an ISBI 2015 folder.", show_default=False)
-    ],
+    dataset: DatasetArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder.", parser=given_path, show_default=False)],
-    recipe: Annotated[str, typer.Option(help="default, paper, or a TOML file.")] = "default",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value of the recipe; may be repeated.", show_default=False)
-    ] = None,
+    recipe: RecipeOption = "default",
+    settings: SettingsOption = None,
     validation: Annotated[
         list[str] | None, typer.Option(help="A patient that validates; may be repeated.", show_default=False)
     ] = None,
@@ -32,6 +28,7 @@ def command(
         Path | None,
         typer.Option(
             help="Weights to start from: a checkpoint, a bundle's folder, or `default` for the default model.",
+            parser=given_path,
             show_default="random weights",
         ),
     ] = None,

@@ -19,6 +19,7 @@ from lesionrt.runtime.cli.options import (
     MinDice,
     PercentileDifference,
     check_new,
+    given_path,
     needs,
     tolerances,
 )
@@ -43,14 +44,16 @@ def command(
         Path | None,
         typer.Option(
             help="A checkpoint (.pt), computed with PyTorch now, or a reference file (.npz).",
+            parser=given_path,
             show_default="the bundle's own",
         ),
     ] = None,
     flair: Annotated[
-        Path | None, typer.Option("--input", help="Compare on this whole volume; with a checkpoint.")
+        Path | None, typer.Option("--input", help="Compare on this whole volume; with a checkpoint.", parser=given_path)
     ] = None,
     save_reference: Annotated[
-        Path | None, typer.Option(help="Keep the volume's PyTorch probabilities as a reference file (.npz).")
+        Path | None,
+        typer.Option(help="Keep the volume's PyTorch probabilities as a reference file (.npz).", parser=given_path),
     ] = None,
     max_difference: MaxDifference = None,
     percentile_difference: PercentileDifference = None,

@@ -93,6 +93,15 @@ def test_a_library_that_does_not_load_is_unavailable(failure: Exception) -> None
         ("train", "scans.csv", "-o", ""),
         ("untrained", "-o", ""),
         ("inspect", ""),
+        *((verb, "", "-o", "out") for verb in ("train", "crossval", "evaluate", "bench", "export", "import-official")),
+        ("data", "check", ""),
+        *(("evaluate", "scans.csv", "-o", "out", option, "") for option in ("--masks", "--model")),
+        ("crossval", "scans.csv", "-o", "out", "--evaluate-on", ""),
+        ("train", "scans.csv", "-o", "out", "--start", ""),
+        ("bench", "bundle", "", "-o", "out"),
+        ("bench", "bundle", "flair.nii.gz", "-o", "out", "--reference", ""),
+        *(("verify", "bundle", option, "") for option in ("--reference", "--input", "--save-reference")),
+        *(("export", "checkpoint.pt", "-o", "out", option, "") for option in ("--input", "--card")),
     ],
     ids=" ".join,
 )
@@ -126,7 +135,9 @@ def test_a_volume_that_fails_is_a_bad_one_unless_the_device_is_lost(
 
     monkeypatch.setattr("lesionrt.runtime.segmenter.Segmenter", Failing)
     monkeypatch.setattr("lesionrt.runtime.segmenter.load_volume", fail)
-    assert call("segment", "flair.nii.gz", "-o", "out", "--json")[0] == expected
+    code, said = call("segment", "flair.nii.gz", "-o", "out", "--json")
+    assert code == expected
+    assert said.startswith("error: flair.nii.gz: ")  # the failure does not name it
 
 
 def test_help_says_that_two_voxels_may_always_flip() -> None:

@@ -252,8 +252,10 @@ def test_an_empty_folder_does_not_stop_the_others(segment: Segment, flake: Path,
 
 def test_forcing_a_run_leaves_no_picture_of_the_last_one(segment: Segment, flake: Path, tmp_path: Path) -> None:
     segment(flake, "-o", tmp_path, "--overlay", "--probabilities")
-    segment(flake, "-o", tmp_path, "--force")
+    result = segment(flake, "-o", tmp_path, "--force")
     assert set(files(tmp_path)) == ALWAYS
+    removed = [line.partition("removed, of an earlier run: ")[2] for line in result.stderr.splitlines()]
+    assert {Path(path).name for path in removed if path} == {RESULTS["probability"], RESULTS["overlay"]}
 
 
 @pytest.mark.parametrize(

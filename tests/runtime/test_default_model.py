@@ -57,7 +57,7 @@ def test_the_dice_of_each_real_scan_is_the_cards(segmented: Path, shared: Path, 
 
 def test_its_card_says_what_a_person_should_know(bundle: Bundle) -> None:
     card = bundle.manifest["card"]
-    assert not re.search(r"\{\w+\}", json.dumps(card["recipe"]))  # no name is left for its value
+    assert not re.search(r"\{\w+\}", json.dumps([card["recipe"], card["limits"]]))  # no name is left for its value
     assert "not a medical device" in card["limits"].lower()
     assert "10.1007/s12021-017-9348-7" in card["data"]
     assert "10.1038/s41597-025-05250-y" in card["data"]

@@ -21,7 +21,7 @@ import pytest
 
 from lesionrt.runtime.errors import OutputError, UsageError, VolumeError
 from lesionrt.runtime.files import write_atomically
-from lesionrt.runtime.outputs import Job, nifti_bytes, plan_jobs, targets_of, write_results
+from lesionrt.runtime.outputs import Job, check_free, nifti_bytes, plan_jobs, targets_of, write_results
 from lesionrt.runtime.segmenter import Segmentation
 from lesionrt.runtime.volume import read_volume
 
@@ -179,6 +179,24 @@ def test_a_brain_mask_beside_its_volume_is_not_segmented(tmp_path: Path) -> None
     ]
 
 
+def test_in_a_folder_of_phantoms_their_masks_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "phantom000_flair.nii.gz", "phantom000_mask.nii.gz", "phantom001_mask.nii.gz")
+    plan = plan_jobs([tmp_path], tmp_path / "out")
+    assert [job.flair.name for job in plan.jobs] == ["phantom000_flair.nii.gz", "phantom001_mask.nii.gz"]
+    assert [path.name for path in plan.left_out] == ["phantom000_mask.nii.gz"]
+
+
+def test_a_name_that_is_too_long_for_its_results_is_told_before_anything_is_computed(tmp_path: Path) -> None:
+    for letters, fits in ((255 - len("_lesions.nii.gz"), True), (256 - len("_lesions.nii.gz"), False)):
+        job = Job(Path("flair.nii"), targets_of(tmp_path / f"{'a' * letters}.nii"))
+        for force in (False, True):
+            if fits:
+                check_free(job, force)
+                continue
+            with pytest.raises(OutputError, match=r"cannot be written \(File name too long\); give a shorter name"):
+                check_free(job, force)
+
+
 def test_in_a_folder_bids_names_say_what_is_flair(tmp_path: Path) -> None:
     flairs = touch(tmp_path, "sub-01/anat/sub-01_FLAIR.nii.gz", "sub-02/anat/sub-02_ses-1_flair.nii", "flair_T1w.nii")
     others = touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
@@ -236,7 +254,7 @@ def test_second_run_over_a_folder_leaves_out_the_results_of_the_first(
     inputs = [[json.loads(line)["input"] for line in result.stdout.splitlines()] for result in (first, second)]
     assert inputs[0] == inputs[1] == [str(tmp_path / "flair.nii.gz"), str(tmp_path / "sub-1_FLAIR.nii.gz")]
     assert "left out" not in first.stderr
-    assert second.stderr.count("left out, a result of lesionrt") == 4
+    assert second.stderr.count("left out, named as a result of lesionrt") == 4
 
 
 @pytest.mark.parametrize("name", RESULTS)

@@ -347,6 +347,11 @@ def test_a_brain_mask_of_another_grid_or_without_brain_is_an_error(
         read_brain_mask(tmp_path / "brain.nii.gz", read_flair(image()))
 
 
+def test_a_brain_mask_that_cannot_be_read_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=r"^brain mask .*brain\.nii\.gz: "):
+        read_brain_mask(tmp_path / "brain.nii.gz", read_flair(image()))
+
+
 def test_a_head_with_its_skull_is_noticed() -> None:
     def volume(share: float, side_mm: float) -> Volume:
         data = np.zeros((10, 10, 10), np.float32)

@@ -69,6 +69,19 @@ def test_image_and_lesions_are_moved_alike_to_the_pixel(names: tuple[str, ...]) 
             assert agreement(bright, np.roll(slab.lesions, 1, axis)) < 0.97
 
 
+def test_thick_slices_stay_where_they_are() -> None:
+    ramp = np.broadcast_to(np.arange(24, dtype=np.float16)[:, None, None] / 4, (24, 32, 32))
+    lesions = np.zeros(ramp.shape, bool)
+    scan = PreparedScan("a_1", "a", ramp, np.ones_like(lesions), lesions, np.zeros(3), 6.0)
+    chosen, varied = replace(NONE, thickness=1.0), 0.0
+    for seed in range(20):
+        slab = cut(scan, np.array([12, 16, 16]), 4, 32, chosen, [], np.random.default_rng(seed))
+        off = slab.slices[:, 16, 16] * 4 - np.arange(10, 14)  # the slices that the slab is cut from
+        assert np.abs(off).max() <= 0.51  # slices of whole millimetres begin at whole ones
+        varied = max(varied, float(np.abs(off).max()))
+    assert varied > 0.1
+
+
 def agreement(one: np.ndarray, other: np.ndarray) -> float:
     """Share of the voxels in either mask that both hold."""
     return float((one & other).sum() / (one | other).sum())

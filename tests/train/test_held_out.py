@@ -18,6 +18,7 @@ from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import load_recipe
 from lesionrt.train.run import Run
 from lesionrt.train.training import _same, train
+from lesionrt.train.validation import validate
 
 SMALL = ["network.growth_rate=4", "network.layers=1", "network.levels=1", "network.first_channels=4"]
 FAST = [*SMALL, "slabs=2", "size=16", "epoch_steps=1", "steps=1", "warm_up=1", "precision=float32"]
@@ -65,9 +66,10 @@ def test_it_says_what_it_started_from_where_figures_of_others_are_wanted(scans: 
 def test_a_validation_scan_without_lesions_gives_no_loss_of_its_own(scans: list[Scan], tmp_path: Path) -> None:
     recipe = load_recipe("paper", [*SMALL, "batch=8", "cross_entropy=1"])
     run = Run(recipe, tmp_path, 0, 1, torch.device("cpu"))
+    how = (recipe, run.device, run._autocast())
     held = load_scan(scans[0], recipe.preparation, recipe.network.size_multiple, tmp_path / "cache")
     empty = replace(held, lesions=np.zeros_like(held.lesions))
-    assert run._validate([held, empty]) == run._validate([held])
+    assert validate(run.result, [held, empty], *how) == validate(run.result, [held], *how)
 
 
 def test_a_mask_is_known_again_though_it_was_cropped_or_touched_up() -> None:

@@ -64,6 +64,14 @@ def test_a_wrong_setting_is_named(setting: str, error: type[Exception], text: st
         load_recipe("default", setting.split())
 
 
+def test_a_packaged_recipe_can_be_given_another_way_of_sampling_and_more_levels() -> None:
+    slabs = load_recipe("paper", ["sampling=slabs", "normalisation=brain-quartile-z", "keep=last", "size=64"])
+    assert (slabs.sampling, slabs.size) == ("slabs", 64)
+    assert load_recipe("paper", ["network.levels=6"]).network.levels == 6
+    with pytest.raises(DatasetError, match="with sampling windows nothing reads steps"):
+        load_recipe("paper", ["steps=5"])
+
+
 def test_an_unreadable_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"recipe swift: cannot be read .* expected default, paper or a TOML file"):
         load_recipe("swift")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import lesionrt.train.run
 from lesionrt.runtime.errors import DatasetError, Interrupted, OutputError
 from lesionrt.runtime.lock import locked
 from lesionrt.runtime.phantom import phantom
@@ -27,9 +28,11 @@ from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.loss import loss_of
 from lesionrt.train.model import Network, NetworkConfig
 from lesionrt.train.recipe import Recipe, load_recipe
+from lesionrt.train.run import Progress
 from lesionrt.train.run import Run as TrainingRun
-from lesionrt.train.samples import Slabs
+from lesionrt.train.samples import Batches, Slabs
 from lesionrt.train.training import _samples, train
+from lesionrt.train.validation import validate
 from lesionrt.train.weights import initialise
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -210,19 +213,19 @@ def test_a_run_that_was_killed_while_it_validated_goes_on_from_there(
 ) -> None:
     recipe = load_recipe("default", [*FAST, "epoch_steps=1", "steps=2"])
     whole = train(recipe, scans[:1], scans[1:], tmp_path / "whole")
-    validate, times = TrainingRun._validate, 0
+    times = 0
 
     class Killed(BaseException):
         pass
 
-    def killed(self: TrainingRun, *held: Any) -> dict[str, float]:
+    def killed(*arguments: Any) -> dict[str, float]:
         nonlocal times
         times += 1
         if times == after:
             raise Killed
-        return validate(self, *held)
+        return validate(*arguments)
 
-    monkeypatch.setattr(TrainingRun, "_validate", killed)
+    monkeypatch.setattr(lesionrt.train.run, "validate", killed)
     with pytest.raises(Killed):
         train(recipe, scans[:1], scans[1:], tmp_path / "parts")
     parts = train(recipe, scans[:1], scans[1:], tmp_path / "parts", resume=True)
@@ -243,15 +246,20 @@ def test_what_a_killed_run_left_half_written_is_removed(scans: list[Scan], tmp_p
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
-def test_the_papers_recipe_keeps_the_best_epoch(scans: list[Scan], tmp_path: Path) -> None:
-    recipe = load_recipe("paper", PAPER)
+def test_the_papers_recipe_keeps_the_best_epoch(
+    scans: list[Scan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("paper", [*PAPER, "epochs=3"])
+    seen: list[torch.Tensor] = []
+
+    def told(network: Network, *_: Any) -> dict[str, float]:
+        seen.append(network.first.weight.detach().clone())
+        return {"validation_loss": 1.0, "validation_dice": (0.2, 0.5, 0.3)[len(seen) - 1]}
+
+    monkeypatch.setattr(lesionrt.train.run, "validate", told)
     path = train(recipe, scans[:1], scans[1:], tmp_path / "run")
-    rows = [line.split(",") for line in (tmp_path / "run" / "history.csv").read_text().splitlines()]
-    dice = [float(row[rows[0].index("validation_dice")]) for row in rows[1:]]
-    assert len(dice) == 2
-    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
-    kept = weights(path)
-    assert torch.equal(kept["first.weight"], best["first.weight"].half().float())
+    kept = [torch.equal(weights(path)["first.weight"], weight.half().float()) for weight in seen]
+    assert kept == [False, True, False]
     assert load_checkpoint(path).preparation.normalisation == "slice-min-max"
     with pytest.raises(DatasetError, match="no scan validates"):
         train(recipe, scans, [], tmp_path / "none")
@@ -266,17 +274,22 @@ def test_what_is_found_outside_the_brain_does_not_count_in_validation(scans: lis
     held = load_scan(scans[0], recipe.preparation, recipe.network.size_multiple, tmp_path / "cache")
     brain, lesions = int(held.brain.sum()), int(held.lesions.sum())
     assert brain < held.brain[1:-1].size
-    assert run._validate([held])["validation_dice"] == pytest.approx(2 * lesions / (brain + lesions))
+    found = validate(run.result, [held], recipe, run.device, run._autocast())
+    assert found["validation_dice"] == pytest.approx(2 * lesions / (brain + lesions))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(scans: list[Scan], tmp_path: Path) -> None:
-    recipe = load_recipe("default", [*FAST, "steps=30", "learning_rate=1e30", "warm_up=0"])
+    recipe = load_recipe("default", [*FAST, "steps=30", "learning_rate=1e30", "warm_up=3"])
+    state: list[bytes] = []
+
+    def after(now: Progress) -> None:
+        if now.step == 3:
+            state.append((tmp_path / "run" / "state.pt").read_bytes())
+
     with pytest.raises(DatasetError, match=r"the loss is \S+ and its gradient's norm (nan|inf) at step \d+ of 30"):
-        train(recipe, scans, [], tmp_path / "run")
+        train(recipe, scans, [], tmp_path / "run", progress=after)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
-    if (tmp_path / "run" / "state.pt").exists():
-        kept = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
-        assert all(torch.isfinite(value).all() for value in kept.values())
+    assert (tmp_path / "run" / "state.pt").read_bytes() == state[0]
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(scans: list[Scan], tmp_path: Path) -> None:
@@ -491,3 +504,11 @@ def test_processes_have_as_many_slabs_each(scans: list[Scan], tmp_path: Path) ->
     prepared = [load_scan(scan, recipe.preparation, recipe.network.size_multiple, tmp_path) for scan in scans[:1]]
     with pytest.raises(DatasetError, match="slabs is 4; expected a multiple of 3"):
         _samples(recipe, prepared, [], [], 3, print)
+
+
+def test_the_slabs_of_each_process_are_of_several_patients(scans: list[Scan], tmp_path: Path) -> None:
+    recipe = load_recipe("default", [*FAST, "slabs=4"])
+    prepared = [load_scan(scan, recipe.preparation, recipe.network.size_multiple, tmp_path) for scan in scans]
+    samples = Slabs(prepared, recipe, [])
+    parts = [next(iter(Batches(samples, 1, rank, 2))) for rank in (0, 1)]
+    assert parts == [[4, 5], [6, 7]]  # a step's slabs are of the two patients in turn
