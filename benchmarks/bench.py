@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from lesionrt.benchmarks.running import Running, Say
 from lesionrt.benchmarks.scaling import Points, scaling
 from lesionrt.benchmarks.worker import Order
 from lesionrt.runtime.bundle import Bundle, load_bundle
-from lesionrt.runtime.errors import CheckpointError, UnavailableError
+from lesionrt.runtime.errors import CheckpointError, UnavailableError, last_line
 from lesionrt.runtime.files import sha256
 from lesionrt.runtime.phantom import phantom
 from lesionrt.runtime.prepare import HALO, Prepared, prepare_volume
@@ -63,8 +63,6 @@ class Request:
         On the CPU; None for one a core.
     names
         Of the cases; none for all.
-    points
-        Of the scaling, which --quick leaves out.
     """
 
     model: Path
@@ -74,7 +72,6 @@ class Request:
     repeats: int = 3
     threads: int | None = None
     names: tuple[str, ...] = ()
-    points: Points = field(default_factory=Points)
 
 
 def bench(request: Request, say: Say = lambda text: None) -> dict[str, Any]:
@@ -204,7 +201,7 @@ class _Bench:
         paths = [str(self.request.checkpoint), str(self.folder / "window.onnx")]
         answer = subprocess.run([*module, *paths, str(height), str(width)], capture_output=True, text=True)
         if answer.returncode:
-            row["skipped"] = f"its export failed: {(answer.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+            row["skipped"] = f"its export failed: {last_line(answer.stderr)}"
         return answer.returncode == 0
 
     def _time_slab(self, running: list[Running], work: dict[str, Any] | None) -> None:
@@ -296,8 +293,7 @@ class _Bench:
         if not able:
             return None
         fastest = min(able, key=lambda one: one.row["s_per_slice"])
-        order, points, repeats = self._order(fastest.case), self.request.points, self.request.repeats
-        return scaling(order, self.folder, points, self.threads, repeats, self.say)
+        return scaling(self._order(fastest.case), self.folder, Points(), self.threads, self.request.repeats, self.say)
 
     def _rates(self) -> dict[str, Any]:
         answer = subprocess.run(
@@ -307,8 +303,7 @@ class _Bench:
             env=environment(self.threads, self.folder / "cache-rates"),
         )
         if answer.returncode:
-            last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UnavailableError(f"the machine's rates could not be measured: {last}")
+            raise UnavailableError(f"the machine's rates could not be measured: {last_line(answer.stderr)}")
         found: dict[str, Any] = json.loads(answer.stdout)
         return found
 

@@ -75,8 +75,7 @@ def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     size = "×".join(map(str, volume["height_width"]))
     yield "checkpoint", report["checkpoint"] or "none"
     yield "volume", f"{volume['name']}: {volume['slices']} slices of {size} (sha256 {volume['sha256'][:12]}…)"
-    took = f", took {report['elapsed_s'] / 60:.1f} min" if "elapsed_s" in report else ""  # not in older results
-    yield "kind", f"{'quick' if report['quick'] else 'full'}{took}"
+    yield "kind", f"{'quick' if report['quick'] else 'full'}, took {report['elapsed_s'] / 60:.1f} min"
 
 
 def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:
@@ -88,7 +87,7 @@ def _stages(measured: list[dict[str, Any]]) -> Iterator[str]:
     sums = [short(row["volume"]["median"]) for row in whole]
     spreads = [f"{short(row['volume']['least'])} … {short(row['volume']['most'])}" for row in whole]
     peaks = [short(row["peak_volume_mb"]) for row in whole]
-    parities = [row.get("volume_parity") for row in whole]
+    parities = [row["volume_parity"] for row in whole]
     dice = [DASH if parity is None else f"{parity['dice']:.4f}" for parity in parities]
     lines = zip(cells, sums, spreads, peaks, dice, strict=True)
     head = ["Case", *STAGES, "whole", "spread", "peak after whole volumes, MB", "Dice"]

@@ -53,7 +53,7 @@ def explanation(report: dict[str, Any]) -> list[str]:
         "Cold start is from the process's start to the first output slice, the volume read and prepared. "
         f"Peak is the process's resident memory, after whole volumes where they were computed, else after the {slab} slices.",
         f"99.9th percentile of the difference and Dice of the masks are of the {slab} slices, against {report['reference']}; whole volumes "
-        f"are compared with {report.get('volume_reference') or 'nothing'}. WRONG is a case that differs by more than its precision may.",
+        f"are compared with {report['volume_reference'] or 'nothing'}. WRONG is a case that differs by more than its precision may.",
         "Of limit: the shortest time that the machine's measured matrix rate and memory bandwidth allow for the case's own "
         "work, over the time that it took.",
     ]

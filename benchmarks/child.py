@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lesionrt.benchmarks.worker import Order
-from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.errors import UnavailableError, last_line
 
 LIMIT_S = 3600.0  # for one answer; a process that hangs is ended
 
@@ -64,7 +64,7 @@ class Child:
         finally:
             alarm.cancel()
         if not line:
-            last = (self._log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+            last = last_line(self._log.read_text(errors="replace"))
             raise UnavailableError(f"its process ended with code {self._process.wait()}: {last}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

@@ -17,7 +17,6 @@ from lesionrt.runtime.processor import cores
 # What decides how fast a CPU multiplies in each precision.
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "avx_vnni")
 LOOK_S = 0.1  # between two looks at a GPU's memory
-MORE_PACKAGES = ("openvino", "nncf")
 
 
 def describe() -> dict[str, Any]:
@@ -33,7 +32,7 @@ def describe() -> dict[str, Any]:
         "gpus": list(gpus()),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name in (*PACKAGES, *MORE_PACKAGES) if (found := _version(name)) is not None},
+        "versions": {name: found for name in (*PACKAGES, "nncf") if (found := _version(name)) is not None},
     }
 
 

@@ -22,6 +22,7 @@ from lesionrt.benchmarks.scaling import SEGMENT
 from lesionrt.runtime.backends import NAMES, probe
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.cli.options import check_new
+from lesionrt.runtime.errors import last_line
 from lesionrt.runtime.files import write_atomically
 
 CUBE = """
@@ -41,7 +42,7 @@ def measure(bundle: Path, flair: Path, backend: str, folder: Path) -> dict[str, 
         process = subprocess.Popen([*command, "--model", bundle, "--backend", backend], stdout=text, stderr=text)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
-        return {"backend": backend, "failed": (log.read_text().strip().splitlines() or ["it said nothing"])[-1]}
+        return {"backend": backend, "failed": last_line(log.read_text())}
     report = json.loads(next((folder / backend).glob("*_report.json")).read_text())
     known = {name: report[name] for name in ("backend", "precision", "network_input", "seconds")}
     return {**known, "peak_mb": usage.ru_maxrss * 1024 / 1e6}

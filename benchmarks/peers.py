@@ -29,7 +29,7 @@ from lesionrt.benchmarks.interleaved import Spread
 from lesionrt.benchmarks.machine import describe
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.cli.options import check_new
-from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.errors import UnavailableError, last_line
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.prepare import HALO, prepare_volume
 from lesionrt.runtime.processor import cores
@@ -66,7 +66,7 @@ def install(python: Path, package: str) -> str | None:
             return f"{package} was not installed within {INSTALL_S} s"
     if answer.returncode == 0:
         return None
-    return f"{package} cannot be installed: {(answer.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+    return f"{package} cannot be installed: {last_line(answer.stderr)}"
 
 
 def measure_in(python: Path, order: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +88,7 @@ def measure_in(python: Path, order: dict[str, Any]) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(f"measuring took more than {MEASURE_S} s; give fewer --slices or --repeats") from error
     if answer.returncode:
-        last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UnavailableError(f"measuring failed: {last}")
+        raise UnavailableError(f"measuring failed: {last_line(answer.stderr)}")
     measured: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return measured
 

@@ -16,7 +16,7 @@ from lesionrt.benchmarks.child import Child, environment
 from lesionrt.benchmarks.fit import power_law
 from lesionrt.benchmarks.interleaved import interleaved, spread
 from lesionrt.benchmarks.worker import Order
-from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.errors import UnavailableError, last_line
 
 SEGMENT = "from lesionrt.runtime.cli import main; main()"
 
@@ -165,8 +165,7 @@ def segment_row(order: Order, folder: Path, volumes: int) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - start
     if answer.returncode:
-        last = (answer.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UnavailableError(f"`lesionrt segment` ended with code {answer.returncode}: {last}")
+        raise UnavailableError(f"`lesionrt segment` ended with code {answer.returncode}: {last_line(answer.stderr)}")
     reports = [json.loads(path.read_text()) for path in sorted(out.glob("*_report.json"))]
     # All that was done, the network's load once: more than the time it took where reading goes on beside computing.
     stages = sum(sum(report["seconds"].values()) for report in reports) - (volumes - 1) * reports[0]["seconds"]["load"]

@@ -105,9 +105,9 @@ def bisect(bundle: Bundle, precision: str, slices: Array) -> list[NodeDifference
     return found
 
 
-def first_beyond(found: Sequence[NodeDifference], tolerance: float, count: int) -> list[NodeDifference]:
-    """The first nodes that leave the float32 graph, in the order of the graph."""
-    return [node for node in found if node.beyond(tolerance)][:count]
+def beyond(found: Sequence[NodeDifference], tolerance: float) -> list[NodeDifference]:
+    """The nodes that leave the float32 graph, in the order of the graph."""
+    return [node for node in found if node.beyond(tolerance)]
 
 
 def _paired(full: ModelProto, half: ModelProto, bundle: Bundle) -> list[tuple[NodeProto, NodeProto]]:
@@ -182,7 +182,7 @@ def _difference(index: int, node: NodeProto, full: NDArray[Any], half: NDArray[A
 
 def report(found: Sequence[NodeDifference], precision: str, tolerance: float, count: int = 5) -> list[str]:
     """What to print: the first nodes that leave, or the one that comes nearest to it."""
-    leaving = first_beyond(found, tolerance, len(found))
+    leaving = beyond(found, tolerance)
     header = f"{precision}: {len(leaving)} of {len(found)} results leave the float32 graph by more than {tolerance:g} of their largest magnitude"
     shown = leaving[:count] or [max(found, key=lambda node: node.relative)]
     label = "first" if leaving else "nearest"

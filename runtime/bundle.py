@@ -216,8 +216,7 @@ def load_bundle(path: Path) -> Bundle:
         )
     try:
         _check_manifest(manifest)
-        how = {"smoothing_mm": 0.0} | manifest["input"]  # earlier manifests do not speak of it
-        preparation = {name: how[name] for name in Preparation.__dataclass_fields__}
+        preparation = {name: manifest["input"][name] for name in Preparation.__dataclass_fields__}
         model = ModelInfo(**manifest["model"])
         return Bundle(path, manifest, model, Preparation(**preparation), sha256_of(content))
     except KeyError as error:

@@ -65,3 +65,13 @@ class ParityError(LesionrtError, RuntimeError):
     """Two computations that should agree, and do not."""
 
     exit_code = 5
+
+
+def first_line(error: Exception) -> str:
+    """What a library says of an error, without its details."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def last_line(said: str) -> str:
+    """What a process, or a library that begins with its own trace, said last."""
+    return (said.strip().splitlines() or ["it said nothing"])[-1]

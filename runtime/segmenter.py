@@ -205,10 +205,14 @@ class Segmenter:
         ------
         VolumeError
             If a volume cannot be used.
-        BundleError
-            If the network gives anything but numbers.
+        BundleError, ParityError
+            If the network gives anything but numbers, or not one for each voxel.
+        StackError
+            If an engine was asked for and none was built for so large a volume.
         UnavailableError
             If the backend fails.
+        UsageError
+            If the segmenter is closed.
         """
         return self.segment(load_volume(self.bundle, flair, brain_mask), progress)
 
@@ -217,10 +221,14 @@ class Segmenter:
 
         Raises
         ------
-        BundleError
-            If the network gives anything but numbers.
+        BundleError, ParityError
+            If the network gives anything but numbers, or not one for each voxel.
+        StackError
+            If an engine was asked for and none was built for so large a volume.
         UnavailableError
             If the backend fails.
+        UsageError
+            If the segmenter is closed.
         """
         volume, mask_volume, brain, prepared = loaded.volume, loaded.mask_volume, loaded.brain, loaded.prepared
         seconds = {"load": self.load_seconds, **loaded.seconds}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lesionrt.runtime.bundle import ModelInfo
-from lesionrt.runtime.errors import CheckpointError
+from lesionrt.runtime.errors import CheckpointError, first_line
 from lesionrt.runtime.files import write_atomically
 from lesionrt.runtime.prepare import Preparation
 from lesionrt.train.model import Network, NetworkConfig
@@ -132,8 +132,7 @@ def read_torch_file(path: Path) -> Any:
             f"{path}: not a PyTorch file, or one that holds more than tensors and plain values, which is never loaded"
         ) from error
     except Exception as error:  # an unpickler of damaged bytes may raise anything
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch file ({first})") from error
+        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch file ({first_line(error)})") from error
 
 
 def _is_official(content: Any) -> bool:

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from lesionrt.runtime.errors import UnavailableError
+from lesionrt.runtime.errors import UnavailableError, first_line
 
 
 def ignore_signals(worker: int) -> None:
@@ -45,7 +45,7 @@ def enough_memory(remedy: str) -> Iterator[None]:
     except UnavailableError:  # a RuntimeError too, which says more
         raise
     except RuntimeError as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        text = first_line(error)
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
             raise
         raise UnavailableError(f"PyTorch got no memory ({text}); take {remedy}") from error

@@ -55,9 +55,6 @@ class Windows(Dataset[Sample]):
         self.epoch_batches = max(1, -(-len(self._items) // recipe.batch))
         self.batches = recipe.epochs * self.epoch_batches
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def batch(self, step: int) -> list[int]:
         """Indices of a step's windows: every epoch all of them in another order."""
         epoch, place = divmod(step, self.epoch_batches)
@@ -85,9 +82,6 @@ class Batches:
 
     def __init__(self, samples: Slabs | Windows, start: int, rank: int, world: int) -> None:
         self._samples, self._start, self._rank, self._world = samples, start, rank, world
-
-    def __len__(self) -> int:
-        return self._samples.batches - self._start
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self._start, self._samples.batches):

@@ -15,7 +15,7 @@ from lesionrt.runtime.errors import UnavailableError, UsageError
 Arrays = Mapping[str, NDArray[np.float32]]
 # Fastest first: the order in which `auto` looks. Each module has `probe` and `open_backend`, which are told the name; one that
 # does not run every graph of a bundle also has `bundle_problem` and `precisions`, one that runs engines, which are built for one
-# device, `runnable`, one that runs some graph of several of a precision `each_graph`, one whose library takes long to load
+# device, `runnable` and `left_out`, one that runs some graph of several of a precision `each_graph`, one whose library takes long to load
 # `early_probe`, one that is not always faster than those after it `slower_because`.
 _MODULES = {
     "tensorrt": "lesionrt.runtime.backends.engine",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lesionrt.runtime.backends import Arrays, Probe
 from lesionrt.runtime.backends.cuda import LOST, DeviceError
-from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError, first_line
 from lesionrt.runtime.processor import cores
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -61,7 +61,7 @@ def load() -> Any:
     try:
         import onnxruntime
     except (ImportError, OSError) as error:
-        raise UnavailableError(f"ONNX Runtime is installed but cannot be loaded ({_first_line(error)})") from error
+        raise UnavailableError(f"ONNX Runtime is installed but cannot be loaded ({first_line(error)})") from error
     if not hasattr(onnxruntime, "InferenceSession"):  # as after one of its two distributions was removed
         raise UnavailableError("ONNX Runtime is installed but its Python files are not there")
     if hasattr(onnxruntime, "disable_telemetry_events"):  # where a host program had imported it before
@@ -105,18 +105,18 @@ class OnnxSession:
         except Exception as error:  # ONNX Runtime's exceptions share no base
             if "NOT_IMPLEMENTED" in str(error) and precision != "fp32":
                 raise UnavailableError(
-                    f"{graph}: ONNX Runtime {ort.__version__} does not compute {precision} on {device} ({_first_line(error)}); "
+                    f"{graph}: ONNX Runtime {ort.__version__} does not compute {precision} on {device} ({first_line(error)}); "
                     "export the model again with --precision fp32 as well"
                 ) from error
             if (
                 wanted != "CPUExecutionProvider"
             ):  # a GPU that is full or hidden; a damaged graph is found on the CPU too
                 raise UnavailableError(
-                    f"ONNX Runtime {ort.__version__} does not start with {wanted} on {device} ({_first_line(error)}); "
+                    f"ONNX Runtime {ort.__version__} does not start with {wanted} on {device} ({first_line(error)}); "
                     "see `lesionrt doctor`, or choose --backend cpu"
                 ) from error
             raise BundleError(
-                f"{graph}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})"
+                f"{graph}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})"
             ) from error
         if wanted not in session.get_providers():
             raise UnavailableError(
@@ -148,9 +148,9 @@ class OnnxSession:
             yield
         except Exception as error:
             if _LOST_GPU.search(str(error)) and not _ALLOCATION.search(str(error)):
-                raise DeviceError(f"ONNX Runtime failed on {self.device} ({_first_line(error)}); {LOST}") from error
+                raise DeviceError(f"ONNX Runtime failed on {self.device} ({first_line(error)}); {LOST}") from error
             advice = "try a smaller --chunk" if _ALLOCATION.search(str(error)) else "check the model: `lesionrt verify`"
-            raise UnavailableError(f"ONNX Runtime failed on {self.device} ({_first_line(error)}); {advice}") from error
+            raise UnavailableError(f"ONNX Runtime failed on {self.device} ({first_line(error)}); {advice}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +159,3 @@ class OnnxSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._session = None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

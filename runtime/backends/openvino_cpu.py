@@ -18,7 +18,7 @@ from lesionrt.runtime.backends.onnx_cpu import device
 from lesionrt.runtime.backends.onnx_stream import STATE, check_names
 from lesionrt.runtime.bundle import STREAM_GRAPHS, Bundle
 from lesionrt.runtime.chunks import default_chunk
-from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError
+from lesionrt.runtime.errors import BundleError, UnavailableError, UsageError, last_line
 from lesionrt.runtime.prepare import HALO
 from lesionrt.runtime.processor import cores, fast_bfloat16
 
@@ -98,7 +98,7 @@ class OpenvinoBackend:
             inputs = {value.any_name: int(value.partial_shape[1].get_length()) for value in self._model.inputs}
             outputs = [value.any_name for value in self._model.outputs]
         except RuntimeError as error:
-            raise BundleError(f"{graph}: {self.library} cannot read it ({_last_line(error)})") from error
+            raise BundleError(f"{graph}: {self.library} cannot read it ({last_line(str(error))})") from error
         check_names(graph, [*inputs], outputs)
         del inputs["slices"]
         self._channels, self._next = inputs, dict(zip(inputs, outputs[1:], strict=True))
@@ -138,7 +138,7 @@ class OpenvinoBackend:
                 given = request.infer({"slices": piece, **state})
             except RuntimeError as error:
                 raise UnavailableError(
-                    f"OpenVINO failed on {self.device} ({_last_line(error)}); try a smaller --chunk"
+                    f"OpenVINO failed on {self.device} ({last_line(str(error))}); try a smaller --chunk"
                 ) from error
             state = {name: given[following] for name, following in self._next.items()}
             found.append(given["lesion"])
@@ -163,7 +163,7 @@ class OpenvinoBackend:
                 request = _core().compile_model(model, "CPU", self._options).create_infer_request()
             except RuntimeError as error:
                 raise UnavailableError(
-                    f"OpenVINO cannot prepare the network for {size} slices of {height}x{width} ({_last_line(error)}); "
+                    f"OpenVINO cannot prepare the network for {size} slices of {height}x{width} ({last_line(str(error))}); "
                     "try a smaller --chunk, or --backend cpu"
                 ) from error
             self._compiled = shapes, request
@@ -210,7 +210,7 @@ def _core() -> Any:
     try:
         return load().Core()
     except (ImportError, OSError, RuntimeError) as error:
-        raise UnavailableError(f"OpenVINO is installed but cannot be loaded ({_last_line(error)})") from error
+        raise UnavailableError(f"OpenVINO is installed but cannot be loaded ({last_line(str(error))})") from error
 
 
 def _has_bfloat16() -> bool:
@@ -225,8 +225,4 @@ def _has_bfloat16() -> bool:
     try:
         return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
-        raise UnavailableError(f"OpenVINO's part for CPUs cannot be loaded ({_last_line(error)})") from error
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UnavailableError(f"OpenVINO's part for CPUs cannot be loaded ({last_line(str(error))})") from error

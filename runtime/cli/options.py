@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lesionrt.runtime.errors import OutputError, UnavailableError, UsageError
+from lesionrt.runtime.errors import OutputError, UnavailableError, UsageError, first_line
 
 if TYPE_CHECKING:
     from lesionrt.runtime.parity import Tolerance
@@ -94,9 +94,8 @@ def needs(extra: str) -> Iterator[None]:
             raise UnavailableError(
                 f"{name} is not installed, which this command needs. Run: pip install 'lesionrt[{extra}]'"
             ) from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnavailableError(
-            f"a library that this command needs is installed but cannot be loaded ({first}). "
+            f"a library that this command needs is installed but cannot be loaded ({first_line(error)}). "
             f"Run: pip install --force-reinstall {_LIBRARIES[extra]}"
         ) from error
 

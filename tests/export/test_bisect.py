@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lesionrt.export.bisect import TOLERANCES, bisect, first_beyond, report
+from lesionrt.export.bisect import TOLERANCES, beyond, bisect, report
 from lesionrt.export.emulation import emulated
 from lesionrt.runtime.bundle import load_bundle
 from lesionrt.runtime.engines.identity import engines_of
@@ -49,7 +49,7 @@ def scaled(model: onnx.ModelProto, weight: str, factor: float) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_good_graph_has_no_node_that_leaves(tiny_bundle: Path, precision: str) -> None:
     found = bisect(load_bundle(tiny_bundle), precision, SLICES)
-    assert first_beyond(found, TOLERANCES[precision], 5) == []
+    assert beyond(found, TOLERANCES[precision]) == []
     # They do round: something differs, and everything but the two ends and what is kept in float32 is half precision.
     assert max(node.relative for node in found) > 1e-4
     computing = [node for node in found if node.operator != "Constant"]
@@ -62,7 +62,7 @@ def test_a_node_with_a_wrong_weight_is_named_and_the_ones_after_it_are_not(tiny_
     node = [node for node in model.graph.node if node.op_type == "Conv"][7]
     scaled(model, node.input[1], 1.5)
     bundle = replaced(tiny_bundle, tmp_path, {"fp16": model})
-    leaving = first_beyond(bisect(load_bundle(bundle), "fp16", SLICES), TOLERANCES["fp16"], 5)
+    leaving = beyond(bisect(load_bundle(bundle), "fp16", SLICES), TOLERANCES["fp16"])
     assert [found.name for found in leaving] == [node.name]
     assert leaving[0].relative > 0.1
 
@@ -73,7 +73,7 @@ def test_a_node_that_overflows_is_named_with_its_float32_range(tiny_bundle: Path
         conv = next(node for node in model.graph.node if node.op_type == "Conv")
         scaled(model, conv.input[1], 3e4)
     bundle = load_bundle(replaced(tiny_bundle, tmp_path, graphs))
-    first = first_beyond(bisect(bundle, "fp16", SLICES), TOLERANCES["fp16"], 1)[0]
+    first = beyond(bisect(bundle, "fp16", SLICES), TOLERANCES["fp16"])[0]
     assert (first.operator, first.difference) == ("Conv", np.inf)
     assert first.highest > 65504
     assert "is not finite; float32 range" in report([first], "fp16", 1e-2)[1]
