@@ -55,7 +55,7 @@ class Plan:
     jobs
         Every volume of the inputs.
     left_out
-        Volumes in folders that lesionrt wrote itself.
+        Volumes in folders that are named as what lesionrt writes itself, `x_mask` beside a phantom's `x_flair` among them.
     other_contrasts
         Volumes in folders whose BIDS names say that they are no FLAIR.
     unusable
@@ -163,7 +163,8 @@ def _is_other_contrast(path: Path) -> bool:
 
 def _is_own(path: Path) -> bool:
     """Named as our output, and beside its report or the volume that it was made from; or as a phantom's mask."""
-    if path.name.endswith("_mask.nii.gz") and path.with_name(path.name.replace("_mask.", "_flair.")).exists():
+    phantom = path.with_name(f"{path.name.removesuffix('_mask.nii.gz')}_flair.nii.gz")
+    if path.name.endswith("_mask.nii.gz") and os.path.exists(phantom):  # noqa: PTH110 (its name may be too long)
         return True
     for endings in (_BIDS, _PLAIN):
         for kind in ("mask", "probability"):
@@ -190,7 +191,7 @@ def targets_of(place: Path) -> dict[str, Path]:
 
 
 def check_free(job: Job, force: bool = False) -> None:
-    """Refuse to overwrite results without `force`, and names that are too long for the file system.
+    """Refuse to overwrite results without `force`, and names too long for the file system of what is always written.
 
     Raises
     ------

@@ -45,7 +45,9 @@ def run() -> Run:
 
 def pytest_configure() -> None:
     """Each of several test processes keeps to its own cores, and so does what it starts: their threads would wait for each other."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import ONNX Runtime themselves
+    # Some tests import these libraries themselves, and would tell their makers.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if worker and hasattr(os, "sched_setaffinity"):
         mine = sorted(os.sched_getaffinity(0))[int(worker) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
@@ -55,7 +57,14 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left with one of them at the end."""
     longest = [
-        *("test_default_model.py", "test_readme.py", "test_training.py", "test_bench.py", "test_export.py"),
+        *(
+            "test_default_model.py",
+            "test_readme.py",
+            "test_training.py",
+            "test_resume.py",
+            "test_bench.py",
+            "test_export.py",
+        ),
         *("test_engine_build.py", "test_bisect.py", "test_crossval.py", "test_half_precision.py", "test_model.py"),
     ]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))

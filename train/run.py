@@ -37,7 +37,7 @@ from lesionrt.train.validation import dice_of, validate
 from lesionrt.train.weights import initialise, norms, round_weights
 
 FORMAT = "lesionrt training state"
-VERSION = 3
+VERSION = 4
 CHECKPOINT, STATE, BEST = "checkpoint.pt", "state.pt", "best.pt"
 RUN, HISTORY, PICTURE = "run.json", "history.csv", "history.png"
 LARGEST_GRADIENT = 1.0  # norm; one wild batch must not throw the network off

@@ -57,7 +57,7 @@ def load() -> Any:
     UnavailableError
         If it is installed and does not load.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is imported
     try:
         import onnxruntime
     except (ImportError, OSError) as error:

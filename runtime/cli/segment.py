@@ -145,7 +145,7 @@ def _named(flair: Path, error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"not enough memory ({text}); end what else uses it, or give a smaller --chunk"
-    return text if str(flair) in text else f"{flair}: {text}"
+    return text if text.startswith(f"{flair}: ") else f"{flair}: {text}"
 
 
 def _tell(line: dict[str, Any], as_json: bool, seconds: float = 0.0) -> None:

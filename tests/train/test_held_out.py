@@ -10,10 +10,11 @@ import torch
 
 from lesionrt.runtime.errors import DatasetError
 from lesionrt.runtime.volume import read_flair
-from lesionrt.train.augment import Lesions
+from lesionrt.train.augment import Lesions, read_lesions
 from lesionrt.train.cache import load_scan
+from lesionrt.train.checkpoint import load_checkpoint, save_checkpoint
 from lesionrt.train.dataset import Scan, read_dataset, voxels_sha256
-from lesionrt.train.evaluation import TRAINED_ON, evaluate
+from lesionrt.train.evaluation import CHOSEN_ON, TRAINED_ON, evaluate
 from lesionrt.train.inference import CheckpointModel
 from lesionrt.train.recipe import load_recipe
 from lesionrt.train.run import Run
@@ -70,6 +71,32 @@ def test_a_validation_scan_without_lesions_gives_no_loss_of_its_own(scans: list[
     held = load_scan(scans[0], recipe.preparation, recipe.network.size_multiple, tmp_path / "cache")
     empty = replace(held, lesions=np.zeros_like(held.lesions))
     assert validate(run.result, [held, empty], *how) == validate(run.result, [held], *how)
+
+
+def test_scans_that_chose_the_models_epoch_are_marked_where_it_is_evaluated(
+    scans: list[Scan], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    known = load_checkpoint(tiny_checkpoint)
+    model = replace(known.model, training_data="x_1; epoch chosen on b_1")
+    save_checkpoint(replace(known, model=model), tmp_path / "chosen.pt")
+    with CheckpointModel(tmp_path / "chosen.pt") as predictor:
+        found = evaluate(tmp_path, scans, predictor)
+    assert [any(text.startswith(CHOSEN_ON) for text in scan.warnings) for scan in found.scans] == [False, False, True]
+
+
+def test_a_mask_in_thick_slices_lies_where_the_same_one_in_thin_slices_does(tmp_path: Path) -> None:
+    thin, thick = np.zeros((10, 10, 30), np.uint8), np.zeros((10, 10, 10), np.uint8)
+    thin[3:6, 3:6, 9:15] = 1
+    thick[3:6, 3:6, 3:5] = 1  # the same 6 mm
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    affine[2, 3] = 1.0  # the centre of the first three thin ones
+    nib.save(nib.Nifti1Image(thin, np.eye(4)), tmp_path / "thin.nii.gz")
+    nib.save(nib.Nifti1Image(thick, affine), tmp_path / "thick.nii.gz")
+    one, other = (
+        read_lesions(tmp_path / f"{name}.nii.gz", load_recipe("default").preparation) for name in ("thin", "thick")
+    )
+    np.testing.assert_allclose(one.start_mm, other.start_mm)
+    assert _same(one, other)
 
 
 def test_a_mask_is_known_again_though_it_was_cropped_or_touched_up() -> None:

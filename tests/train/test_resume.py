@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from lesionrt.train.dataset import Scan
 from lesionrt.train.recipe import load_recipe
 from lesionrt.train.training import train
 from lesionrt.train.validation import validate
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL = ["network.growth_rate=4", "network.layers=1", "network.levels=2", "network.first_channels=8"]
 FAST = [*SMALL, "slabs=2", "size=32", "epoch_steps=2", "steps=4", "warm_up=1", "precision=float32"]
