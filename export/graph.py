@@ -16,6 +16,7 @@ from torch.export import Dim
 from lesionrt.export.weights import share_weights, store_in_half
 from lesionrt.runtime.errors import ParityError
 from lesionrt.train.model import WINDOW, Network, SqueezeAttention
+from lesionrt.train.weights import norms
 
 OPSETS = {"fp32": 18, "fp16": 18, "bf16": 22}  # bfloat16 convolutions came with opset 22
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -189,6 +190,8 @@ def with_one_input_channel(network: Network) -> Network:
 
 def _cast(network: Network, dtype: torch.dtype, in_float32: Sequence[str]) -> Network:
     """The network in another precision, but for some of its parts; changed in place."""
+    for norm in norms(network):
+        _fit_variance(norm, torch.finfo(dtype).max)
     kept = {name: copy.deepcopy(network.get_submodule(name)) for name in in_float32}
     network.to(dtype)
     for name, part in kept.items():
@@ -197,6 +200,18 @@ def _cast(network: Network, dtype: torch.dtype, in_float32: Sequence[str]) -> Ne
         else:
             network.set_submodule(name, _InFloat32(part, dtype))
     return network
+
+
+def _fit_variance(norm: nn.modules.batchnorm._BatchNorm, largest: float) -> None:
+    """The same norm with no variance beyond the format's largest number, in which it would become infinite.
+
+    Maps of some hundred have variances beyond float16's. g / sqrt(v + e) is (g / 2^k) / sqrt((v + e) / 4^k).
+    """
+    variance = norm.running_var
+    assert variance is not None
+    power = ((variance + norm.eps) / largest).log2().div(2).ceil().clamp(min=0)
+    norm.running_var = torch.where(power > 0, (variance + norm.eps) / 4**power - norm.eps, variance)
+    norm.weight.data = norm.weight.data / 2**power
 
 
 def check_signature(model: onnx.ModelProto, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> None:

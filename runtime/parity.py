@@ -237,7 +237,8 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _mask_bounds(row: Mapping[str, Any]) -> tuple[str, str]:
     """What is asked of the masks' Dice and of flipped voxels, in words."""
     if not row["masks_count"]:
-        return "not judged: untrained model", "not judged: untrained model"
+        reason = "not judged: an untrained model, or the first of the slices alone"
+        return reason, reason
     tolerance = row["tolerance"]
     return (
         f"at least {tolerance['dice']:g} where more than 2 voxels flip",

@@ -72,9 +72,15 @@ def verify(
 
 
 def compare_backend(
-    bundle: Bundle, backend: Backend, reference: Reference, tolerance: Tolerance, chunk: int | None = None
+    bundle: Bundle,
+    backend: Backend,
+    reference: Reference,
+    tolerance: Tolerance,
+    chunk: int | None = None,
+    masks: bool = True,
 ) -> dict[str, Any]:
-    """One loaded network against a reference, as a row of plain values."""
+    """One loaded network against a reference, as a row of plain values; a trained model's masks count too if `masks` says so."""
+    masks = masks and bundle.model.trained
     candidate = infer_in_chunks(backend, reference.slices, chunk)
     comparison = compare(reference.lesion, candidate, bundle.threshold, bundle.preparation.spacing_mm**3)
     notes = [EMULATED] if backend.name == "cpu" and backend.precision in ("fp16", "bf16") else []
@@ -92,8 +98,8 @@ def compare_backend(
         "graph": getattr(backend, "graph", None),
         "what": reference.source,
         "tolerance": asdict(tolerance),
-        "masks_count": bundle.model.trained,
+        "masks_count": masks,
         "comparison": comparison.as_dict(),
-        "findings": comparison.findings(tolerance, bundle.model.trained),
+        "findings": comparison.findings(tolerance, masks),
         "notes": notes,
     }

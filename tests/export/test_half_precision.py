@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto
 from torch.export import Dim
 
-from lesionrt.export.graph import OPSETS, _product_in_float32, export_graph, parts_in_float32, trace
+from lesionrt.export.graph import OPSETS, _fit_variance, _product_in_float32, export_graph, parts_in_float32, trace
 from lesionrt.export.ranges import MARGIN, ProductRange, product_ranges
 from lesionrt.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lesionrt.train.model import Network, NetworkConfig, windows_of
@@ -30,6 +30,18 @@ def test_a_product_within_a_factor_of_eight_of_the_largest_number_is_large() -> 
     assert MARGIN == 8
     assert not ProductRange("block", 8187.0, True).large
     assert ProductRange("block", 8189.0, True).large
+
+
+def test_a_variance_that_float16_cannot_hold_is_divided_and_the_norm_stays_the_same() -> None:
+    norm = torch.nn.BatchNorm2d(2).eval()
+    norm.running_mean, norm.running_var = torch.tensor([100.0, 1.0]), torch.tensor([300_000.0, 4.0])
+    norm.weight.data = torch.tensor([2.0, 3.0])
+    x = torch.tensor([600.0, 5.0]).reshape(1, 2, 1, 1)
+    before = norm(x)
+    _fit_variance(norm, 65504.0)
+    torch.testing.assert_close(norm.running_var, torch.tensor([18_750.0, 4.0]))  # 300000 / 4^2
+    assert norm.weight.tolist() == [0.5, 3.0]  # 2 / 2^2
+    torch.testing.assert_close(norm(x), before)
 
 
 def test_large_products_stay_float32_and_the_manifest_names_them(

@@ -166,7 +166,7 @@ def test_values_that_are_given_replace_those_of_a_tolerance() -> None:
     ("counted", "dice", "flipped"),
     [
         (True, "at least 0.75 where more than 2 voxels flip", "at most max(2, 1.00%)"),
-        (False, "not judged: untrained model", "not judged: untrained model"),
+        (False, *2 * ["not judged: an untrained model, or the first of the slices alone"]),
     ],
 )
 def test_the_summary_names_every_tolerance(counted: bool, dice: str, flipped: str) -> None:
