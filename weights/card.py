@@ -53,10 +53,11 @@ def recipe(text: str, held_out: dict[str, Any], everyone: dict[str, Any]) -> str
 
 
 def limits(text: str, everyone: dict[str, Any]) -> str:
-    """What the model gets wrong, in per cent of what it finds in a scan: `{p07_1_wrong_voxels}`, `{p07_1_wrong_lesions}`."""
+    """What the model gets wrong of what it finds in a scan, and misses of the expert's: `{p07_1_wrong_voxels}`, `..._wrong_lesions`, `..._missed_voxels`."""
     wrong = {}
     for scan in everyone["scans"]:
         wrong[f"{scan['name']}_wrong_voxels"] = f"{100 * (1 - scan['whole_volume']['ppv']):.0f} %"
+        wrong[f"{scan['name']}_missed_voxels"] = f"{100 * (1 - scan['whole_volume']['sensitivity']):.0f} %"
         wrong[f"{scan['name']}_wrong_lesions"] = f"{100 * scan['field']['lesion_false_positive_rate']:.0f} %"
     return text.format(**wrong)
 

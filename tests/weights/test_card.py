@@ -38,9 +38,13 @@ def test_the_recipes_numbers_are_those_of_the_runs() -> None:
 
 
 def test_what_it_gets_wrong_is_the_evaluations() -> None:
-    scan = {"name": "a_1", "whole_volume": {"ppv": 0.375}, "field": {"lesion_false_positive_rate": 0.8}}
-    text = script().limits("{a_1_wrong_voxels} and {a_1_wrong_lesions}", {"scans": [scan]})
-    assert text == "62 % and 80 %"
+    scan = {
+        "name": "a_1",
+        "whole_volume": {"ppv": 0.375, "sensitivity": 0.75},
+        "field": {"lesion_false_positive_rate": 0.8},
+    }
+    text = script().limits("{a_1_wrong_voxels}, {a_1_missed_voxels}, {a_1_wrong_lesions}", {"scans": [scan]})
+    assert text == "62 %, 25 %, 80 %"
 
 
 def test_figures_of_unseen_people_stand_apart_and_in_the_tables() -> None:
