@@ -237,7 +237,7 @@ def test_donors_are_part_of_what_a_run_is(scans: list[Scan], tmp_path: Path) -> 
 
 
 def test_a_steps_slabs_come_from_as_many_patients_as_there_are(scans: list[Scan], tmp_path: Path) -> None:
-    recipe = load_recipe("default", [*FAST, "slabs=4"])
+    recipe = load_recipe("default", [*FAST, "slabs=4", "steps=8"])
     prepared = [load_scan(scan, recipe.preparation, 4, tmp_path) for scan in scans]
     for number, scan in enumerate(prepared):
         scan.slices[:] = number  # so that a slab tells where it is from
