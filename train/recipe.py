@@ -180,9 +180,8 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         raise DatasetError(
             f"recipe {name}: cannot be read ({error}); expected {', '.join(NAMES)} or a TOML file"
         ) from error
-    packaged = (
-        dict(values) if name in NAMES else {}
-    )  # what a packaged recipe says of its own way of sampling misleads nobody
+    # What a packaged recipe says of its own way of sampling misleads nobody.
+    packaged = dict(values) if name in NAMES else {}
     for setting in settings:
         _set(values, setting)
     recipe = recipe_of(values, f"recipe {name}")
