@@ -66,6 +66,13 @@ def test_its_card_says_what_a_person_should_know(bundle: Bundle) -> None:
     assert bundle.model.licence
 
 
+def test_its_export_compared_the_masks_of_all_slices_in_every_precision(bundle: Bundle) -> None:
+    rows = bundle.manifest["parity"]
+    assert {row["precision"] for row in rows if row["masks_count"]} == {"fp32", "fp16", "bf16"}
+    assert all(row["masks_count"] == row["what"].startswith("6 ") for row in rows)
+    assert not any(row["findings"] for row in rows)
+
+
 def test_people_that_it_had_not_seen_are_segmented_better_than_by_a_fixed_threshold(bundle: Bundle) -> None:
     unseen = [figure for figure in bundle.manifest["card"]["figures"].values() if not figure["trained_on_it"]]
     assert unseen
