@@ -77,7 +77,7 @@ WAYS = {
 }
 CHANGES = {
     "the state is kept between chunks": ("onnxruntime-chunks", "onnxruntime-state"),
-    "channels in whole blocks": ("onnxruntime-state", "onnxruntime-blocks"),
+    "channels in whole blocks, half the multiplications": ("onnxruntime-state", "onnxruntime-blocks"),
     "OpenVINO": ("onnxruntime-blocks", "openvino-fp32"),
     "bfloat16": ("openvino-fp32", "openvino-bf16"),
 }

@@ -3,8 +3,8 @@
 Its fast convolutions (MLAS, layout NCHWc) take channels in blocks of up to 16, and stay in that layout from one operator to the
 next only while all channels come in whole blocks. Dense layers bring 12 each, so that the plain graph leaves it and comes back at
 every layer. Here every tensor is filled up with channels of zeros; a convolution of several tensors side by side is the sum of
-one for each, so that large ones are not copied together again for each layer; and a norm before a convolution is a convolution
-of each channel by itself.
+one for each, so that large ones are not copied together again for each layer; a norm before a convolution is a convolution
+of each channel by itself; a transposed convolution is four plain ones; and wide 3x3 convolutions take half the multiplications.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from lesionrt.export import winograd
 from lesionrt.export.weights import prepend
 from lesionrt.train.model import DenseBlock, Network, SqueezeAttention, TransitionDown, lesion_probability
 
 BLOCK = 16  # channels: MLAS's with AVX-512; those of narrower processors, 4 and 8, divide it
+WIDE = 96  # output channels from which fewer multiplications pay for the sums before and after them
 FILLED = "filled"  # what the exporter calls the weights of :class:`BlockedStream`
 
 
@@ -88,9 +90,10 @@ class BlockedStream(nn.Module):
         x = self.conv([whole(slices)], network.first)
         skips = []
         for level, (dense, transition) in enumerate(zip(network.dense_down, network.transition_down, strict=True)):
-            x = joined([x, *self.dense_layers([x], dense)])
+            new = joined(self.dense_layers([x], dense))
+            x = joined([x, self.packed(new, dense) if network.config.attention else new])
             if network.config.attention:
-                x = self.squeeze_attention(x, network.attention_down[level])
+                x = self.squeeze_attention(x, network.attention_down[level], network.config.levels - level)
             skips.append(x)
             x = self.transition_down(x, transition)
         x = joined(self.dense_layers([x], network.bottleneck))
@@ -110,7 +113,7 @@ class BlockedStream(nn.Module):
             if dense.keep_input:
                 parts = [*before, *parts]
             if level < len(network.attention_up):
-                parts = [self.squeeze_attention(joined(parts), network.attention_up[level])]
+                parts = [self.squeeze_attention(joined(parts), network.attention_up[level], level + 1)]
         return self.conv(parts, network.final).value[:, : network.final.out_channels]
 
     def conv(self, parts: Sequence[Blocked], module: nn.Conv2d) -> Blocked:
@@ -130,11 +133,20 @@ class BlockedStream(nn.Module):
         return Blocked(total, tuple(range(module.out_channels)))
 
     def transposed_conv(self, x: Blocked, module: nn.ConvTranspose2d) -> Blocked:
-        """A 3x3 transposed convolution of stride 2, cropped to twice the size."""
+        """A 3x3 transposed convolution of stride 2, cropped to twice the size: a convolution for each parity of row and column."""
         size = in_blocks(module.out_channels)
         bias = self.vector(module, "bias", module.bias, range(module.out_channels), size)
-        up = F.conv_transpose2d(x.value, self.weight(module, x, 0, size), bias, stride=2)
-        return Blocked(up[..., :-1, :-1], tuple(range(module.out_channels)))
+        kernel = self.weight(module, x, 0, size)
+        taps = torch.tensor([2, 0]), torch.tensor([1])  # of the kernel, for even and for odd
+        rows = []
+        for i in (0, 1):
+            columns = []
+            for j in (0, 1):
+                padded = F.pad(x.value, (1 - j, 0, 1 - i, 0))
+                part = kernel.index_select(2, taps[i]).index_select(3, taps[j]).transpose(0, 1)
+                columns.append(F.conv2d(padded, part, bias))
+            rows.append(torch.stack(columns, 4).flatten(3))
+        return Blocked(torch.stack(rows, 3).flatten(2, 3), tuple(range(module.out_channels)))
 
     def norm_relu(self, parts: Sequence[Blocked], norm: nn.BatchNorm2d) -> list[Blocked]:
         """BatchNorm and ReLU of feature maps side by side, as convolutions of each channel by itself."""
@@ -159,32 +171,47 @@ class BlockedStream(nn.Module):
             new.append(self.conv(self.norm_relu(before, layer.norm), layer.conv))  # type: ignore[arg-type]
         return new
 
+    def packed(self, x: Blocked, block: DenseBlock) -> Blocked:
+        """What a dense block adds with its zeros behind it: fewer blocks, where many channels come of each."""
+        count = len(x.channels)
+        key = f"{self._names[block]}_packed".replace(".", "_")
+        if key not in self.filled:
+            size = x.value.shape[1]
+            rows = F.pad(torch.eye(size), (0, 0, 0, 1))[filling(x.channels, range(count), in_blocks(count), size)]
+            self._fill(key, rows[:, :, None, None])
+        return Blocked(F.conv2d(x.value, self.filled[key]), tuple(range(count)))
+
     def transition_down(self, x: Blocked, module: TransitionDown) -> Blocked:
         """BatchNorm, ReLU, 1x1 convolution, 2x2 max pooling."""
         x = self.conv(self.norm_relu([x], module.norm), module.conv)
         return x.map(F.max_pool2d(x.value, 2))
 
-    def squeeze_attention(self, x: Blocked, module: SqueezeAttention) -> Blocked:
-        """``y * r + y``."""
-        y = self.double_conv(x.map(F.avg_pool2d(x.value, 2)), module.squeeze)
-        r = self.double_conv(x, module.residual)
+    def squeeze_attention(self, x: Blocked, module: SqueezeAttention, halvings: int) -> Blocked:
+        """``y * r + y``; the height is a multiple of 2 to the power of `halvings`."""
+        y = self.double_conv(x.map(F.avg_pool2d(x.value, 2)), module.squeeze, 2 ** (halvings - 1))
+        r = self.double_conv(x, module.residual, 2**halvings)
         up = F.interpolate(y.value, scale_factor=2.0, mode="nearest")
         return r.map(SqueezeAttention.product(up, r.value))
 
-    def double_conv(self, x: Blocked, modules: nn.Sequential) -> Blocked:
-        """Two times 3x3 convolution, BatchNorm, ReLU."""
-        for module in modules:
-            if isinstance(module, nn.Conv2d):
-                x = self.conv([x], module)
-            elif isinstance(module, nn.BatchNorm2d):  # which the runtime joins to the convolution before
-                mean, var, weight, bias = (
-                    self.vector(module, name, getattr(module, name), x.channels, x.value.shape[1])
-                    for name in ("running_mean", "running_var", "weight", "bias")
-                )
-                x = x.map(F.batch_norm(x.value, mean, var, weight, bias, eps=module.eps))
+    def double_conv(self, x: Blocked, modules: nn.Sequential, multiple: int) -> Blocked:
+        """Two times 3x3 convolution, BatchNorm, ReLU; the height is a multiple of `multiple`."""
+        for conv, norm in (modules[:2], modules[3:5]):
+            weight, bias = self.with_norm(conv, norm, x)
+            if weight.shape[0] >= WIDE and multiple % winograd.ROWS == 0:
+                found = winograd.conv_relu(x.value, weight, bias)
             else:
-                x = x.map(F.relu(x.value))
+                found = F.relu(F.conv2d(x.value, weight, bias, padding=1))
+            x = Blocked(found, tuple(range(conv.out_channels)))
         return x
+
+    def with_norm(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Blocked) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a convolution of `x` and the norm after it together."""
+        size = in_blocks(conv.out_channels)
+        scale, shift = (
+            self.vector(norm, name, values, range(conv.out_channels), size)
+            for name, values in zip(("scale", "shift"), scale_and_shift(norm, conv.bias), strict=True)
+        )
+        return self.weight(conv, x, 0, size) * scale[:, None, None, None], shift
 
     def weight(self, module: nn.Conv2d | nn.ConvTranspose2d, x: Blocked, start: int, size: int) -> Tensor:
         """A convolution's weight for feature maps that are its input channels from `start` on; `size` channels come out."""
@@ -283,9 +310,10 @@ def filling(sources: Sequence[int], channels: Sequence[int], size: int, zero: in
     return index
 
 
-def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a norm at inference multiplies each channel with, and what it adds."""
+def scale_and_shift(norm: nn.BatchNorm2d, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What a norm at inference multiplies each channel with, and what it adds, after a convolution with a bias or without."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    mean = norm.running_mean if bias is None else norm.running_mean - bias
+    return scale, norm.bias - mean * scale
