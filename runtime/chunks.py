@@ -10,8 +10,8 @@ from lesionrt.runtime.errors import ParityError
 from lesionrt.runtime.prepare import HALO
 
 # Pixels that enter the network at a time: 8 slices of 160x192 or 4 of 256x256. Memory grows with it: in ONNX Runtime on the
-# CPU 0.6, 0.8, 1.0 and 1.7 GB at 2, 4, 8 and 16 slices of 160x160. A backend that streams computes no more with fewer, and took
-# the same time at each of these (benchmarks/results/changes-2-core-epyc.json); one that does not needs large chunks.
+# CPU 0.9, 1.1, 1.4 and 2.1 GB at 2, 4, 8 and 16 slices of 160x160. A backend that streams computes no more with fewer, and took
+# the same time at each of these, within a tenth (benchmarks/results/bench-2-core-epyc.json); one that does not needs large chunks.
 BUDGET = 4 * 256 * 256
 
 
